@@ -1,0 +1,248 @@
+"""How many timm architectures decompose exactly, and how small they get.
+
+    python benchmarks/coverage.py                       all models below at keep .3 and .7
+    python benchmarks/coverage.py --models resnet18,vit_tiny_patch16_224 --keep 0.3
+
+Every convolution and Linear but the classifier gets a random mask. Norms, layer scales and other
+vectors that timm starts at zero or one are randomised, and BatchNorm statistics are taken from the
+masked model, so that nothing is dead or constant. The check is that of `nemo.decompose` itself:
+float64, batch 1 and 3. Writes reports/coverage.csv and reports/coverage.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from nemo.decompose import decompose
+from nemo.decompose.masking import masked_copy
+from nemo.sites import find_sites
+
+MODELS: dict[str, str] = {
+    "resnet": "resnet18 resnet26d resnet50 resnet50_gn resnet_mlp wide_resnet50_2 resnetv2_50 "
+    "resnetblur18 resnetrs50 ecaresnet26t seresnet33ts",
+    "resnext": "resnext26ts resnext50_32x4d seresnext26d_32x4d",
+    "res2net": "res2net50_26w_4s res2next50",
+    "resnest": "resnest14d",
+    "regnet": "regnetx_002 regnety_002 regnetz_b16 regnetv_040",
+    "densenet": "densenet121 densenetblur121d",
+    "vgg": "vgg11_bn vgg13",
+    "inception": "inception_v3 inception_v4 inception_resnet_v2 xception41 inception_next_tiny",
+    "dla": "dla34 dla46_c dla60_res2net",
+    "dpn": "dpn48b",
+    "hrnet": "hrnet_w18_small",
+    "selecsls": "selecsls42b",
+    "vovnet": "ese_vovnet19b_dw vovnet39a",
+    "cspnet": "cspresnet50 cspdarknet53 darknet17 cs3darknet_s",
+    "mobilenet": "mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050 mobilenetv4_conv_small "
+    "mobilenetv4_hybrid_medium mnasnet_small spnasnet_100 fbnetc_100 lcnet_050 tinynet_e "
+    "mobileone_s0",
+    "hardcore": "hardcorenas_a",
+    "efficientnet": "efficientnet_b0 efficientnetv2_rw_t tf_efficientnetv2_b0 efficientnet_lite0 "
+    "mixnet_s gc_efficientnetv2_rw_t",
+    "ghostnet": "ghostnet_050 ghostnetv2_100 ghostnetv3_050",
+    "repvgg": "repvgg_a0 repghostnet_050 repvit_m0_9",
+    "rexnet": "rexnet_100 rexnetr_100",
+    "nfnet": "nfnet_l0 dm_nfnet_f0 nf_regnet_b0 nf_resnet26 eca_nfnet_l0",
+    "convnext": "convnext_atto convnext_atto_ols convnextv2_atto",
+    "edgenext": "edgenext_xx_small",
+    "mobilevit": "mobilevit_xxs mobilevitv2_050",
+    "fastvit": "fastvit_t8",
+    "starnet": "starnet_s1",
+    "vit": "vit_tiny_patch16_224 vit_small_patch16_224 vit_tiny_r_s16_p8_224 "
+    "vit_relpos_small_patch16_224 vit_srelpos_small_patch16_224 vit_base_patch16_rpn_224 "
+    "vit_medium_patch16_gap_240 vit_wee_patch16_reg1_gap_256 vitamin_small_224 flexivit_small",
+    "eva": "eva02_tiny_patch14_224",
+    "deit": "deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224",
+    "beit": "beit_base_patch16_224 beitv2_base_patch16_224",
+    "cait": "cait_xxs24_224",
+    "xcit": "xcit_nano_12_p16_224",
+    "swin": "swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swin_s3_tiny_224 "
+    "swinv2_cr_tiny_224",
+    "coat": "coat_tiny coat_lite_tiny",
+    "coatnet": "coatnet_pico_rw_224 coatnet_nano_rw_224",
+    "twins": "twins_pcpvt_small twins_svt_small",
+    "pvt": "pvt_v2_b0",
+    "maxvit": "maxvit_pico_rw_256 maxxvit_rmlp_nano_rw_256",
+    "levit": "levit_128s levit_conv_128s",
+    "crossvit": "crossvit_tiny_240",
+    "convit": "convit_tiny",
+    "convmixer": "convmixer_768_32",
+    "mixer": "mixer_s32_224 gmixer_12_224",
+    "resmlp": "resmlp_12_224",
+    "gmlp": "gmlp_ti16_224",
+    "poolformer": "poolformer_s12 poolformerv2_s12",
+    "metaformer": "caformer_s18 convformer_s18",
+    "volo": "volo_d1_224",
+    "tnt": "tnt_s_patch16_224",
+    "visformer": "visformer_tiny",
+    "pit": "pit_ti_224 pit_ti_distilled_224",
+    "nest": "nest_tiny",
+    "gcvit": "gcvit_xxtiny",
+    "davit": "davit_tiny",
+    "focalnet": "focalnet_tiny_srf",
+    "efficientformer": "efficientformer_l1 efficientformerv2_s0",
+    "efficientvit": "efficientvit_b0 efficientvit_m0",
+    "tiny_vit": "tiny_vit_5m_224",
+    "mvitv2": "mvitv2_tiny",
+    "hiera": "hiera_tiny_224",
+    "hgnet": "hgnet_tiny hgnetv2_b0",
+    "nextvit": "nextvit_small",
+    "rdnet": "rdnet_tiny",
+    "mambaout": "mambaout_femto",
+    "tresnet": "tresnet_m",
+    "sequencer": "sequencer2d_s",
+    "others": "haloregnetz_b botnet26t_256 lambda_resnet26t lamhalobotnet50ts_256 skresnet18 "
+    "resnet32ts gernet_s convnext_zepto_rms shvit_s1 swiftformer_xs",
+}
+SIZES = (64, 96, 128, 224, 240, 256)
+FIELDS = ["family", "model", "keep", "status", "error", "output_std", "parameters_left",
+          "flops_left", "blocked", "seconds", "size"]  # fmt: skip
+TOLERANCE = 1e-9
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """The model at the smallest image size that it takes, and a batch of two such images."""
+    import timm
+
+    failure: Exception | None = None
+    for size in SIZES:
+        for arguments in ({"img_size": size}, {}):
+            try:
+                torch.manual_seed(0)
+                model = timm.create_model(name, num_classes=10, **arguments).eval()
+                images = torch.randn(2, 3, size, size)
+                with torch.no_grad():
+                    model(images)
+                return model, images
+            except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
+                failure = error
+    raise RuntimeError(f"no image size works: {failure}")
+
+
+def randomise(model: nn.Module) -> None:
+    """No vector or output layer stays at the zeros or ones it started with."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        flat = parameter.detach().flatten()
+        if bool((flat == flat[0]).all()):  # zeros, ones, a small layer scale
+            centre = 1.0 if parameter.ndim == 1 and flat[0] != 0 else 0.0
+            scale = 0.2 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            parameter.data = centre + scale * noise
+
+
+def calibrate(model: nn.Module, masks: dict[str, Tensor], images: Tensor) -> None:
+    """Give BatchNorms the statistics of the masked model."""
+    masked = masked_copy(model, masks, find_sites(model, images))
+    norms = {name: m for name, m in masked.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for norm in norms.values():
+        norm.train()
+        norm.momentum = None
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        masked(torch.randn(8, *images.shape[1:], generator=generator).double())
+    for name, norm in norms.items():
+        target = model.get_submodule(name)
+        target.running_mean = norm.running_mean.float()
+        target.running_var = norm.running_var.float()
+
+
+def random_masks(model: nn.Module, images: Tensor, keep: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(int(keep * 10))
+    heads = getattr(model, "default_cfg", {}).get("classifier") or ()
+    heads = {heads} if isinstance(heads, str) else set(heads)
+    return {
+        site.layer: torch.rand(site.neurons, generator=generator) < keep
+        for site in find_sites(model, images)
+        if site.module not in heads
+    }
+
+
+def measure(task: tuple[str, str, float]) -> dict[str, Any]:
+    """One row of the table; a failure is a row, too."""
+    family, name, keep = task
+    torch.set_num_threads(1)
+    row: dict[str, Any] = {"family": family, "model": name, "keep": keep}
+    started = time.perf_counter()
+    try:
+        model, images = build(name)
+        row["size"] = images.shape[-1]
+        randomise(model)
+        masks = random_masks(model, images, keep)
+        calibrate(model, masks, images)
+        started = time.perf_counter()
+        module = decompose(model, masks, example=images, tolerance=TOLERANCE)
+    except Exception as error:  # the table must say what went wrong with each model
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        return {**row, "status": reason, "seconds": round(time.perf_counter() - started, 1)}
+    certificate, report = module.certificate, module.report
+    return {
+        **row,
+        "status": "vacuous" if certificate["vacuous"] else "exact",
+        "error": f"{certificate['error']:.1e}",
+        "output_std": f"{certificate['output_std']:.2g}",
+        "parameters_left": round(report["parameters"] / report["parent_parameters"], 4),
+        "flops_left": round(report["flops"] / report["parent_flops"], 4),
+        "blocked": " ".join(report["blocked"]),
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The Markdown report: totals, then one line per model and keep rate."""
+    lines = ["# timm architectures, decomposed", ""]
+    for keep in sorted({row["keep"] for row in rows}):
+        mine = [row for row in rows if row["keep"] == keep]
+        good = [row for row in mine if row["status"] == "exact"]
+        left = [row["parameters_left"] for row in good] or [1.0]
+        lines.append(
+            f"Keep {keep}: {len(good)} of {len(mine)} exact; parameters left: median "
+            f"{statistics.median(left):.1%}, largest {max(left):.1%}."
+        )
+    lines += ["", "| " + " | ".join(FIELDS) + " |", "|" + " --- |" * len(FIELDS)]
+    lines += ["| " + " | ".join(str(row.get(f, "")) for f in FIELDS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write(rows: Iterable[dict[str, Any]], folder: Path) -> None:
+    rows = list(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "coverage.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "coverage.md").write_text(summary(rows))
+
+
+@click.command(help=__doc__)
+@click.option("--models", default="", help="names, with commas; default: the list in this file")
+@click.option("--keep", multiple=True, type=float, default=(0.3, 0.7), show_default=True)
+@click.option("--jobs", default=2, show_default=True, help="processes")
+@click.option("--out", default="reports", show_default=True, type=click.Path(path_type=Path))
+def main(models: str, keep: tuple[float, ...], jobs: int, out: Path) -> None:
+    names = [(f, n) for f, listed in MODELS.items() for n in listed.split()]
+    if models:
+        family = {n: f for f, n in names}
+        names = [(family.get(n, "given"), n) for n in models.split(",")]
+    tasks = [(f, n, k) for f, n in names for k in keep]
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, maxtasksperchild=20) as pool:
+        for row in pool.imap(measure, tasks):
+            rows.append(row)
+            click.echo("  ".join(str(row.get(field, "-")) for field in FIELDS[1:]))
+            write(rows, out)
+
+
+if __name__ == "__main__":
+    main()

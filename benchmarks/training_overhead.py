@@ -1,0 +1,101 @@
+"""What a modular training step costs over the standard step of the same model.
+
+    python benchmarks/training_overhead.py            # prints the table
+    python benchmarks/training_overhead.py --write    # and writes it to reports/
+
+Both steps (forward, loss, backward, SGD) run on the same random batch, interleaved in one process;
+the ratio is that of the medians. Goals: at most 1.15 at full width, at most 1.35 at width 0.25.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from nemo.config import CnnShape, VitShape
+from nemo.identifier import modularize
+from nemo.models import build_model
+from nemo.models.registry import Shape
+from nemo.training.fit import Plan
+from nemo.training.tasks import Task, contrastive_penalty, cross_entropy
+
+CASES: list[tuple[str, str, Shape, int]] = [
+    ("vgg16", "full width", CnnShape(), 64),
+    ("resnet18", "full width", CnnShape(), 64),
+    ("vit_small", "full width", VitShape(), 64),
+    ("vgg16", "width 0.25", CnnShape(width=0.25), 128),
+    ("resnet18", "width 0.25", CnnShape(width=0.25), 128),
+    ("vit_small", "dim 96, depth 6", VitShape(dim=96, depth=6, heads=6), 128),
+]
+
+
+def make_step(name: str, shape: Shape, batch: int, modular: bool) -> Callable[[], None]:
+    torch.manual_seed(0)
+    base = build_model(name, 10, 32, shape)
+    model = (modularize(base) if modular else base).train()
+    if isinstance(shape, CnnShape):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % 10
+    task = Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation") if modular else None)
+    optimizer = Plan(1, "sgd", 0.01, 0.9, 0.0, 1).make_optimizer(model)
+
+    def step() -> None:
+        loss = task(model, images, labels)["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(name: str, label: str, shape: Shape, batch: int, rounds: int) -> dict[str, object]:
+    steps = [make_step(name, shape, batch, modular) for modular in (False, True)]
+    seconds: list[list[float]] = [[], []]
+    for round_ in range(rounds + 1):
+        for step, times in zip(steps, seconds, strict=True):
+            begin = time.perf_counter()
+            step()
+            if round_:  # the first warms up
+                times.append(time.perf_counter() - begin)
+    standard, modular = (statistics.median(times) for times in seconds)
+    return {
+        "model": name,
+        "shape": label,
+        "batch": batch,
+        "standard_ms": round(1000 * standard, 1),
+        "modular_ms": round(1000 * modular, 1),
+        "ratio": round(modular / standard, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for case in CASES:
+        rows.append(measure(*case, rounds=arguments.rounds))
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    print(table.to_markdown(index=False))
+    if arguments.write:
+        out = Path("reports")
+        table.to_csv(out / "training_overhead.csv", index=False, lineterminator="\n")
+        caption = (
+            f"Modular over standard step: medians of {arguments.rounds} interleaved rounds, "
+            f"images 3 x 32 x 32, float32, {torch.get_num_threads()} CPU threads, "
+            f"torch {torch.__version__.split('+')[0]}.\n\n"
+        )
+        (out / "training_overhead.md").write_text(caption + table.to_markdown(index=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The command group, and how its commands fail: one line on stderr and a non-zero exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from nemo.cli import stages, views
+
+
+class Group(click.Group):
+    """Turns what a user can cause into one clear line per mistake, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError, FloatingPointError) as error:
+            if ctx.params["traceback"]:
+                raise
+            for line in str(error).splitlines():
+                click.echo(f"nemo: {line}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(package_name="nemo-modular")
+def cli(traceback: bool) -> None:
+    """Modular training of neural networks, and exact modules for a few of their classes."""
+
+
+for command in (*stages.COMMANDS, *views.COMMANDS):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `arguments` default to those of the process."""
+    # said by torch when timm is imported; nothing a user of this command could change
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    cli.main(args=arguments, prog_name="nemo")

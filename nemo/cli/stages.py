@@ -1,0 +1,189 @@
+"""One command per stage. Heavy imports are inside, so that `--help` and mistakes cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nemo.config import Params, load_params
+from nemo.layout import MODULAR, Cell, Layout
+
+if TYPE_CHECKING:
+    from nemo.data import Prepared
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+METHODS = ("standard", *MODULAR)
+
+
+def _params(command: Callable[..., Any]) -> Callable[..., Any]:
+    option = click.option(
+        "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
+    )
+    return option(command)
+
+
+def _cell(*methods: str) -> Decorator:
+    """The four options that name a cell."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+            click.option("--method", type=click.Choice(methods), default="nemo", show_default=True),
+            click.option(
+                "--model", required=True, help="One of ours, such as vgg16, or timm/NAME."
+            ),
+            click.option("--dataset", required=True, help="A key of `data` in the params file."),
+        ):
+            command = option(command)
+        return _params(command)
+
+    return decorate
+
+
+_subset = click.option("--subset", required=True, help="Classes: all, 0-4, 3+5, cat+dog.")
+
+
+@click.command()
+@click.option("--dataset", required=True, help="A key of `data` in the params file.")
+@_params
+def prepare(dataset: str, params_file: str) -> None:
+    """Decode a data set once: images, labels, statistics and splits."""
+    params = _checked(params_file, dataset)
+    from nemo.data import parse_subset, prepare, read_meta
+
+    out = Layout().data(dataset)
+    prepare(dataset, params.data[dataset], out)
+    meta = read_meta(out)
+    for subset in params.subsets:  # a typing error there should not cost a training first
+        parse_subset(subset, meta["classes"])
+    counts = ", ".join(f"{count} {split}" for split, count in meta["counts"].items())
+    click.echo(f"{meta['title']}: {len(meta['classes'])} classes, {counts} images in {out}")
+
+
+@click.command()
+@_cell(*METHODS)
+@click.option("--track/--no-track", default=False, help="Log the curves to MLflow as they come.")
+def train(dataset: str, model: str, method: Any, seed: int, params_file: str, track: bool) -> None:
+    """Train a cell: a model on a data set by a method."""
+    params = _checked(params_file, dataset, model)
+    data = _data(dataset, params)
+    from nemo.tracking import training_run
+    from nemo.training.cell import train_cell
+
+    cell = Cell(dataset, model, method, seed)
+    with training_run(params, cell, enabled=track) as log_epoch:
+        train_cell(params, cell, data, Layout().train(cell), log_epoch)
+    click.echo(f"trained {cell.name}: {_metrics(Layout().train(cell))}")
+
+
+@click.command()
+@_cell(*MODULAR)
+def masks(dataset: str, model: str, method: Any, seed: int, params_file: str) -> None:
+    """Find the neurons each class uses, and measure NRR, cohesion and coupling."""
+    params = _checked(params_file, dataset, model)
+    data = _data(dataset, params)
+    from nemo.data import Batches
+    from nemo.device import resolve_device
+    from nemo.evaluation.modular import measure_masks
+    from nemo.training.cell import load_cell
+
+    cell, layout = Cell(dataset, model, method, seed), Layout()
+    device = resolve_device(params.device)
+    modular = load_cell(layout.train(cell)).to(device)
+    batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
+    measure_masks(modular, batches, params.masks.threshold, layout.masks(cell))  # type: ignore[arg-type]
+    click.echo(f"class masks of {cell.name}: {_metrics(layout.masks(cell))}")
+
+
+@click.command()
+@_cell(*MODULAR)
+@_subset
+def decompose(
+    dataset: str, model: str, method: Any, seed: int, subset: str, params_file: str
+) -> None:
+    """Cut the module of a class subset out of a modular model, with its certificate."""
+    _checked(params_file, dataset, model)
+    from nemo.artefact import load
+    from nemo.data import read_meta
+    from nemo.training.cut import cut_module
+
+    cell, layout = Cell(dataset, model, method, seed), Layout()
+    out = layout.module(cell, subset)
+    cut_module(
+        cell, subset, layout.train(cell), layout.masks(cell), read_meta(layout.data(dataset)), out
+    )
+    module = load(out)
+    report, error = module.report, module.certificate["error"]
+    click.echo(
+        f"module {subset} of {cell.name}: {report['parameters']:,} of "
+        f"{report['parent_parameters']:,} parameters, float64 error {error:.1e} of the output's std"
+    )
+
+
+@click.command()
+@_cell(*MODULAR)
+@_subset
+def finetune(
+    dataset: str, model: str, method: Any, seed: int, subset: str, params_file: str
+) -> None:
+    """Fine-tune a module on the images of its classes; validation images choose the epoch."""
+    params = _checked(params_file, dataset, model)
+    data = _data(dataset, params)
+    from nemo.training.finetune import finetune_module
+
+    cell, layout = Cell(dataset, model, method, seed), Layout()
+    out = layout.finetuned(cell, subset)
+    finetune_module(params, cell, layout.module(cell, subset), data, out)
+    click.echo(f"fine-tuned module {subset} of {cell.name}: {_metrics(out)}")
+
+
+@click.command()
+@click.option("--dataset", required=True, help="A key of `data` in the params file.")
+@click.option("--model", required=True, help="One of ours, such as vgg16, or timm/NAME.")
+@_params
+def evaluate(dataset: str, model: str, params_file: str) -> None:
+    """Measure every cell and module of a model on the test images."""
+    params = _checked(params_file, dataset, model)
+    data = _data(dataset, params)
+    from nemo.evaluation.evaluate import evaluate_model
+
+    evaluate_model(params, dataset, model, data, Layout())
+    click.echo(f"evaluated {model} on {dataset}: {Layout().evaluation(dataset, model)}")
+
+
+COMMANDS = (prepare, train, masks, decompose, finetune, evaluate)
+
+
+def _checked(params_file: str, dataset: str, model: str | None = None) -> Params:
+    """The params, once they and the names given on the command line are known to be good."""
+    from nemo.config import ParamsError, check_model_name
+
+    params = load_params(params_file)
+    if dataset not in params.data:
+        raise ParamsError(
+            f"--dataset: {dataset!r} is not in data; accepted: {', '.join(params.data)}"
+        )
+    if model is not None:
+        check_model_name(model)
+    return params
+
+
+def _data(dataset: str, params: Params) -> Prepared:
+    from nemo.data import load, parse_subset
+
+    data = load(Layout().data(dataset))
+    for subset in params.subsets:
+        parse_subset(subset, data.classes)
+    return data
+
+
+def _metrics(folder: Path) -> str:
+    from nemo.files import read_json
+
+    numbers = {
+        k: v for k, v in read_json(folder / "metrics.json").items() if isinstance(v, int | float)
+    }
+    return ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())

@@ -1,0 +1,33 @@
+"""What a model costs: parameters, and FLOPs of one image (paper section 5.1).
+
+A multiply-add counts as two FLOPs. Attention is counted in full: fused kernels are invisible to
+the counter, so the plain one is used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters; those shared between layers count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_flops(model: nn.Module, example: Tensor) -> int:
+    """FLOPs of one image of the batch `example`, in eval mode."""
+    training = model.training
+    model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(example[:1])
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops())

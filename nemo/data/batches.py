@@ -1,0 +1,150 @@
+"""Batches out of memory: vectorised normalisation, crop and flip (method.md section 4).
+
+Order and augmentation are a pure function of (seed, epoch), so that a resumed training sees what an
+uninterrupted one would have seen. Shapes: N images in the split, B in a batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo.data.prepared import Split
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What training does to an image: shift it by up to `crop` pixels, mirror half of them."""
+
+    flip: bool = False
+    crop: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One epoch: the order of the images, and what happens to each; all (N,), by image."""
+
+    order: Tensor
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor | None
+
+
+class Batches:
+    """Iterates over (images (B, 3, H, W) float32 normalised, labels (B,) int64) on `device`.
+
+    The split moves to `device` once, as uint8, and is augmented there. `set_epoch` chooses the
+    epoch; without it every pass is the same. The last batch is shorter unless `drop_last`; when
+    shuffling (training), a last batch of a single image joins the one before it, because BatchNorm
+    and the pairwise losses need two.
+
+    Raises:
+        ValueError: the split is empty, `batch_size` is not positive, or a shuffled split or batch
+            would have a single image.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        mean: Sequence[float],
+        std: Sequence[float],
+        batch_size: int,
+        *,
+        device: str | torch.device = "cpu",
+        channels_last: bool = True,
+        shuffle: bool = False,
+        augment: Augment | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        least = 2 if shuffle else 1
+        if len(split) < least or batch_size < least:
+            raise ValueError(
+                f"{len(split)} images in batches of {batch_size}: accepted: {least} or more of each"
+                + (" when shuffling" if shuffle else "")
+            )
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.augment = augment or Augment()
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        # x / 255, minus mean, by std: as one multiplication and one addition on 0..255
+        deviation = torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
+        self.scale = (1 / (255 * deviation)).float().to(device)
+        self.shift = (-torch.tensor(mean).double().view(3, 1, 1) / deviation).float().to(device)
+        self.bounds = _bounds(len(split), batch_size, merge_single=shuffle, drop_last=drop_last)
+
+    def __len__(self) -> int:
+        return len(self.bounds)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the passes that follow."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        augmented = self.augment.crop > 0 or self.augment.flip
+        plan = self._plan() if self.shuffle or augmented else None
+        for start, stop in self.bounds:
+            if plan is None:
+                images, labels = self.images[start:stop], self.labels[start:stop]
+            else:
+                index = plan.order[start:stop]
+                images, labels = self.images[index], self.labels[index]
+                if augmented:
+                    mirrored = None if plan.mirrored is None else plan.mirrored[index]
+                    top, left = plan.top[index], plan.left[index]
+                    images = shift_and_mirror(images, top, left, mirrored, self.augment.crop)
+            pixels = images.to(torch.float32, memory_format=self.memory_format)
+            yield pixels.mul_(self.scale).add_(self.shift), labels
+
+    def _plan(self) -> _Plan:
+        """Draw the epoch on the CPU, so that every device trains on the same images."""
+        count, crop, device = len(self.labels), self.augment.crop, self.images.device
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        random = torch.Generator().manual_seed(int(mixed[0]))
+        order = torch.randperm(count, generator=random)
+        top, left = torch.randint(0, 2 * crop + 1, (2, count), generator=random)
+        mirrored = torch.rand(count, generator=random) < 0.5
+        if not self.shuffle:
+            order = torch.arange(count)
+        order, top, left, mirrored = (drawn.to(device) for drawn in (order, top, left, mirrored))
+        return _Plan(order, top, left, mirrored if self.augment.flip else None)
+
+
+def shift_and_mirror(
+    images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor | None, crop: int
+) -> Tensor:
+    """Pad (B, 3, H, W) by `crop` black pixels, cut H x W at (top, left), then mirror some.
+
+    Args:
+        top, left: (B,) in 0..2*crop.
+        mirrored: (B,) bool, or None for no image at all.
+    """
+    if crop:
+        height, width = images.shape[2:]
+        padded = F.pad(images, (crop, crop, crop, crop))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, 2c+1, 2c+1, H, W) view
+        images = windows[torch.arange(len(images), device=images.device), :, top, left]
+    if mirrored is None:
+        return images
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def _bounds(
+    count: int, batch_size: int, *, merge_single: bool, drop_last: bool
+) -> list[tuple[int, int]]:
+    """(start, stop) of each batch."""
+    starts = range(0, count, batch_size)
+    bounds = [(start, min(start + batch_size, count)) for start in starts]
+    if drop_last and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < batch_size:
+        bounds.pop()
+    elif merge_single and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+        bounds[-2:] = [(bounds[-2][0], count)]
+    return bounds

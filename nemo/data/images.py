@@ -1,0 +1,129 @@
+"""Images as uint8 arrays in one size (ours).
+
+N images, 3 channels (RGB), H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo.data.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+DEEP_MODES = ("I", "F")  # Pillow's prefixes of modes with more than 8 bits a channel
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split as its source has it: images (N, 3, H, W) uint8, labels (N,) int64."""
+
+    images: Pixels
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class RawSplits:
+    """A decoded source: `train`, and `val` and `test` where the source has them."""
+
+    title: str
+    classes: list[str]
+    splits: dict[str, RawSplit]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file, or the bytes of a member inside a .tar."""
+
+    path: Path
+    member: str | None = None
+    offset: int = 0
+    size: int = -1
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
+    def read(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def decode(files: Sequence[ImageFile], size: int | None) -> Pixels:
+    """Decode to (N, 3, H, W), in order, each fitted to `size` if it is given.
+
+    Raises:
+        DataError: an image cannot be decoded, or differs in size from the first one.
+        OSError: a file cannot be read.
+    """
+    first = _decode(files[0], size)
+    pixels = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+
+    def place(index: int) -> tuple[int, ...]:
+        image = _decode(files[index], size)
+        if image.shape == first.shape:
+            pixels[index] = image.transpose(2, 0, 1)
+        return image.shape
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the GIL
+        for file, shape in zip(files, pool.map(place, range(len(files))), strict=True):
+            if shape != first.shape:
+                sizes = [f"{s[1]} x {s[0]}" for s in (first.shape, shape)]
+                raise DataError(
+                    f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
+                    "set the data set's size to resize them"
+                )
+    return pixels
+
+
+def _decode(file: ImageFile, size: int | None) -> Pixels:
+    """One image as (H, W, 3)."""
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    data = file.read()
+    try:
+        with Pillow.open(io.BytesIO(data)) as image:
+            if size is not None:
+                # lets JPEG decode at a half, quarter or eighth, still twice what `fit` needs
+                image.draft(None, (2 * size, 2 * size))
+            deep = image.mode.startswith(DEEP_MODES)
+            pixels = np.asarray(fit(image.convert("RGB"), size))
+    except UnidentifiedImageError:
+        raise DataError(f"{file}: damaged, or in no image format that Pillow reads") from None
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise DataError(f"{file}: cannot be decoded ({' '.join(str(error).split())})") from None
+    if deep:
+        raise DataError(f"{file}: more than 8 bits a channel; accepted: 8-bit images")
+    return pixels
+
+
+def fit(image: Image, size: int | None) -> Image:
+    """The image, its shorter side resized to `size` (bilinear), cut to its centre square."""
+    from PIL import Image as Pillow
+    from PIL import ImageOps
+
+    if size is None or image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), method=Pillow.Resampling.BILINEAR)
+
+
+def fit_all(images: npt.NDArray[Any], size: int | None) -> Pixels:
+    """`fit` for arrays: (N, H, W, 3) uint8 to (N, 3, H, W), resized where `size` says so."""
+    from PIL import Image as Pillow
+
+    if size is not None and images.shape[1:3] != (size, size):
+        images = np.stack([np.asarray(fit(Pillow.fromarray(image), size)) for image in images])
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -1,0 +1,1 @@
+"""The rules: how the decomposer treats each kind of op."""

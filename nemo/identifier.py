@@ -1,0 +1,175 @@
+"""Mask generators, and the modular model that carries them (paper section 4.1).
+
+For a layer with input x and output y, `m = relu(tanh(W2 relu(W1 pool(x))))` in [0, 1), one value
+per neuron and sample, multiplies y: after BatchNorm for a convolution, after the bias for a Linear.
+Skip paths stay unmasked. Biases start at 1, so every mask starts almost fully on.
+
+Shapes: B images, N_l neurons of layer l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nemo.sites import Site, find_sites
+
+Masks = dict[str, Tensor]
+
+
+class MaskGenerator(nn.Module):
+    """Maps the pooled input (B, in_features) of a layer to the mask (B, neurons) of its neurons."""
+
+    def __init__(self, in_features: int, neurons: int, hidden: int, first_bias: bool) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(in_features, hidden, bias=first_bias)
+        self.excite = nn.Linear(hidden, neurons)
+        for linear in (self.squeeze, self.excite):
+            nn.init.kaiming_normal_(linear.weight)
+            if linear.bias is not None:
+                nn.init.ones_(linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return torch.tanh(self.excite(torch.relu(self.squeeze(pooled)))).relu()
+
+    @classmethod
+    def for_layer(cls, module: nn.Module, neurons: int) -> MaskGenerator:
+        """The paper's sizes: hidden width N_l, or N_l // 2 from 128 (conv) or 3073 (Linear) on."""
+        if isinstance(module, nn.Conv2d):
+            hidden = neurons if neurons < 128 else neurons // 2
+            return cls(module.in_channels, neurons, hidden, first_bias=False)
+        assert isinstance(module, nn.Linear)
+        hidden = neurons if neurons < 3073 else neurons // 2
+        return cls(module.in_features, neurons, hidden, first_bias=True)
+
+
+class Modular(nn.Module):
+    """A model with mask generators on its layers; calling it gives (logits, masks).
+
+    `model` is the model itself, unchanged: its own call ignores the generators, and its state_dict
+    keys are the ones it had. `sites` are the masked layers in call order and `skipped` says why
+    every other one is not.
+    """
+
+    def __init__(self, model: nn.Module, sites: list[Site]) -> None:
+        super().__init__()
+        self.model = model
+        self.sites = [site for site in sites if site.skip is None]
+        self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
+        if not self.sites:
+            reasons = "; ".join(f"{layer}: {why}" for layer, why in self.skipped.items())
+            raise ValueError(f"the model has no layer to mask ({reasons or 'no Conv2d or Linear'})")
+        reference = next(model.parameters())
+        self.generators = nn.ModuleDict(
+            {
+                _key(site): MaskGenerator.for_layer(
+                    model.get_submodule(site.module), site.neurons
+                ).to(reference.device, reference.dtype)
+                for site in self.sites
+            }
+        )
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Masked layers and their numbers of neurons; the values add up to K."""
+        return {site.layer: site.neurons for site in self.sites}
+
+    def forward(self, images: Tensor) -> tuple[Any, Masks]:
+        """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients."""
+        with self._attached() as masks:
+            logits = self.model(images)
+        return logits, {site.layer: masks[site.layer] for site in self.sites}
+
+    @contextmanager
+    def _attached(self) -> Iterator[Masks]:
+        """Hooks for one forward pass only, so that the model stays an ordinary one outside it."""
+        masks: Masks = {}
+        handles = []
+        by_module: dict[str, list[Site]] = {}
+        for site in self.sites:
+            by_module.setdefault(site.module, []).append(site)
+        for name, sites in by_module.items():
+            module = self.model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(self._generate, sites, masks)))
+            target = module if sites[0].norm is None else self.model.get_submodule(sites[0].norm)
+            hook = partial(_multiply, sites, masks)
+            if isinstance(getattr(target, "act", None), nn.Module):
+                # timm's BatchNormAct2d applies its activation itself: the mask goes in between
+                before = cast(nn.Module, target.act)
+                handles.append(before.register_forward_pre_hook(lambda m, a, h=hook: h(m, a, a[0])))
+            else:
+                handles.append(target.register_forward_hook(hook))
+        try:
+            yield masks
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _generate(
+        self, sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...]
+    ) -> None:
+        pooled = _pool(args[0], isinstance(module, nn.Conv2d))
+        for site in sites:
+            masks[site.layer] = self.generators[_key(site)](pooled)
+
+
+def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
+    """Attach mask generators to every maskable layer of `model` (paper section 4.1).
+
+    Args:
+        model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
+        example: a batch of images (B, channels, height, width) to run once, to see which layers are
+            used and in what order; by default of the size the model declares, else 3 x 32 x 32.
+
+    Returns:
+        A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
+
+    Raises:
+        ValueError: the model has nothing to mask.
+    """
+    return Modular(model, find_sites(model, example))
+
+
+def _key(site: Site) -> str:
+    return site.layer.replace(".", "_")  # ModuleDict keys may not hold dots
+
+
+def _pool(x: Tensor, is_conv: bool) -> Tensor:
+    """Mean over space (B, C, H, W) or tokens (B, ..., C), to (B, C)."""
+    x = x.flatten(2) if is_conv else x.flatten(1, -2)
+    over = 2 if is_conv else 1
+    # not `mean`: its backward writes a full-size gradient, that of `sum` is a view of a small one
+    return x.sum(over) / x.shape[over]
+
+
+def _multiply(
+    sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    found = [masks[site.layer] for site in sites]
+    mask = found[0] if len(found) == 1 else torch.cat(found, 1)
+    if sites[0].norm is not None or isinstance(module, nn.Conv2d):
+        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None]))
+    mask = mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
+    return cast(Tensor, _Scale.apply(output, mask))
+
+
+class _Scale(torch.autograd.Function):
+    """`y * m` with m broadcast over space or tokens. The gradient for y has y's memory format;
+    that of autograd may not, which slows the backward pass of what comes before."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, m: Tensor) -> Tensor:
+        ctx.save_for_backward(y, m)
+        return y * m
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        y, m = ctx.saved_tensors
+        over = [d for d in range(y.ndim) if m.shape[d] == 1 and y.shape[d] > 1]
+        for_m = (grad * y).sum(over, keepdim=True) if over else grad * y
+        return grad * m, for_m

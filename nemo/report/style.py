@@ -1,0 +1,92 @@
+"""How every figure looks, and how it is saved so that equal numbers give equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+# Okabe and Ito's colours, which the colour-blind tell apart
+COLOURS = {"standard": "#555555", "mwt": "#D55E00", "nemo": "#0072B2"}
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#222222"
+MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
+SETTINGS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that machines agree
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "text.color": INK,
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "savefig.dpi": 150,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One saved figure and how to read it."""
+
+    file: str
+    title: str
+    how: str
+
+
+def colour(method: str) -> str:
+    """The colour of a method; names without one of their own share the rest by their letters."""
+    return COLOURS.get(method, OTHERS[sum(map(ord, method)) % len(OTHERS)])
+
+
+@contextmanager
+def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Any]:
+    """A grid of axes (always two-dimensional) that is saved to `path` as PNG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
+        mpl.rcParams.update(SETTINGS)
+        drawing = Figure(figsize=size, layout="constrained")
+        yield drawing.subplots(rows, columns, squeeze=False)
+        drawing.savefig(path, format="png", metadata={"Software": None})
+
+
+def spread_labels(wanted: list[float], gap: float) -> list[float]:
+    """Positions near those wanted, in their order, at least `gap` apart.
+
+    Labels that would touch form a row that is centred on the mean of what they wanted.
+    """
+    rows: list[list[int]] = []
+    for label in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
+        row = [label]
+        while rows and _span(rows[-1], wanted, gap)[1] + gap > _span(row, wanted, gap)[0]:
+            row = rows.pop() + row
+        rows.append(row)
+    placed = list(wanted)
+    for row in rows:
+        for step, label in enumerate(row):
+            placed[label] = _span(row, wanted, gap)[0] + step * gap
+    return placed
+
+
+def _span(row: list[int], wanted: list[float], gap: float) -> tuple[float, float]:
+    """Where the first and the last label of a row stand."""
+    centre = fmean(wanted[i] for i in row)
+    half = gap * (len(row) - 1) / 2
+    return centre - half, centre + half

@@ -1,0 +1,181 @@
+"""Train one cell of the experiment, and load it again: standard, MwT or NeMo (paper section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nemo.config import Architectures, CnnShape, DeitShape, Params
+from nemo.data import Augment, Batches, Prepared
+from nemo.device import resolve_device
+from nemo.evaluation.predict import accuracy, predict
+from nemo.files import new_folder, read_json, write_csv, write_json
+from nemo.identifier import Modular, modularize
+from nemo.layout import Cell
+from nemo.models import build_model, family_of
+from nemo.models.registry import Shape
+from nemo.training.checkpoint import open_checkpoint
+from nemo.training.fit import Plan, Row, fit
+from nemo.training.tasks import make_task
+
+OnEpoch = Callable[[int, Row], None]
+
+
+def train_cell(
+    params: Params, cell: Cell, data: Prepared, out: Path, on_epoch: OnEpoch = lambda e, r: None
+) -> None:
+    """Train `cell` on `data` and write weights, history and metrics to the folder `out`."""
+    shape = params.architecture.of(cell.model)
+    teacher = None
+    if isinstance(shape, DeitShape):
+        teacher = _train_teacher(params, cell, data, shape.teacher)
+    model, history = _train(params, cell, data, shape, teacher, on_epoch)
+    base = model.model if isinstance(model, Modular) else model
+    parameters = sum(p.numel() for p in base.parameters())
+    with new_folder(out) as folder:
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(state, folder / "weights.safetensors")
+        write_csv(folder / "history.csv", history)
+        write_json(folder / "cell.json", _describe(cell, data, shape))
+        write_json(
+            folder / "metrics.json",
+            {
+                "epochs": len(history),
+                "generator_parameters": sum(p.numel() for p in model.parameters()) - parameters,
+                "parameters": parameters,
+                "val_accuracy": history[-1]["val_accuracy"],
+            },
+        )
+
+
+def load_cell(folder: Path) -> nn.Module:
+    """The trained model (a `Modular` for modular methods), on the CPU, in eval mode.
+
+    Raises:
+        FileNotFoundError: `folder` holds no trained cell.
+    """
+    try:
+        about = read_json(folder / "cell.json")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no trained cell here; run `nemo train` first") from None
+    shape = _shape_of(about)
+    model: nn.Module = build_model(about["model"], about["classes"], about["image_size"], shape)
+    if about["method"] != "standard":
+        model = modularize(model)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    return model.eval()
+
+
+def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) -> nn.Module:
+    """DeiT's teacher: the standard ResNet18 of the same data and seed, by the CNNs' recipe.
+
+    It is trained inside the student's cell and kept beside the checkpoints for the next student,
+    so that a student depends on nothing but its own params.
+    """
+    teacher_cell = Cell(cell.dataset, "resnet18", "standard", cell.seed)
+    key = {**_key(params, teacher_cell, data, shape), "role": "teacher"}
+    with open_checkpoint(key, keep=True) as checkpoint:
+        saved = checkpoint.folder / "teacher.safetensors"
+        model = build_model("resnet18", len(data.classes), data.size[0], shape)
+        if saved.exists():
+            model.load_state_dict(load_file(saved))
+            return model.to(resolve_device(params.device))
+        trained, _ = _train(params, teacher_cell, data, shape, None, lambda e, r: None)
+        partial = saved.with_suffix(".partial")
+        save_file({k: v.cpu().contiguous() for k, v in trained.state_dict().items()}, partial)
+        partial.rename(saved)
+        return trained
+
+
+def _train(
+    params: Params,
+    cell: Cell,
+    data: Prepared,
+    shape: Shape,
+    teacher: nn.Module | None,
+    on_epoch: OnEpoch,
+) -> tuple[nn.Module, list[Row]]:
+    device = resolve_device(params.device)
+    torch.manual_seed(cell.seed)
+    base = build_model(cell.model, len(data.classes), data.size[0], shape)
+    if teacher is not None:
+        base.set_distilled_training(True)  # type: ignore[operator]
+    family = family_of(cell.model, base)
+    model = base if cell.method == "standard" else modularize(base)
+    channels_last = params.train.channels_last and family == "cnn"
+    model.to(device)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    train = Batches(
+        data.splits["train"],
+        data.mean,
+        data.std,
+        params.train.batch_size,
+        device=device,
+        channels_last=channels_last,
+        shuffle=True,
+        augment=Augment(flip=data.flip, crop=data.crop),
+        seed=cell.seed,
+    )
+    validation = Batches(
+        data.splits["val"], data.mean, data.std, 512, device=device, channels_last=channels_last
+    )
+
+    def validate() -> Row:
+        return {"val_accuracy": accuracy(*predict(model, validation))}
+
+    with open_checkpoint(_key(params, cell, data, shape)) as checkpoint:
+        history = fit(
+            model,
+            make_task(params, cell.method, family, teacher),
+            train,
+            Plan.of(params.train, family),
+            device=device,
+            validate=validate,
+            amp=params.train.amp,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+            title=cell.name,
+        )
+    return model, history
+
+
+def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
+    """What decides the result of training a cell."""
+    objective = None
+    if cell.method != "standard":
+        objective = params.mwt if cell.method == "mwt" else params.loss
+    return {
+        "cell": cell.name,
+        "shape": shape.model_dump(),
+        "train": params.train.model_dump(),
+        "objective": objective.model_dump() if objective else None,
+        "device": params.device,
+        "data": data.sha256,
+        "augment": [data.flip, data.crop],
+    }
+
+
+def _describe(cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
+    return {
+        "dataset": cell.dataset,
+        "model": cell.model,
+        "method": cell.method,
+        "seed": cell.seed,
+        "classes": len(data.classes),
+        "image_size": data.size[0],
+        "shape": shape.model_dump(),
+    }
+
+
+def _shape_of(about: dict[str, Any]) -> Shape:
+    """The shape a trained cell was built with, except that its weights are its own."""
+    shape = dict(about["shape"])
+    if "pretrained" in shape:
+        shape["pretrained"] = False
+    return Architectures.model_validate({about["model"]: shape}).of(about["model"])

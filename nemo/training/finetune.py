@@ -1,0 +1,158 @@
+"""Fine-tune a module on the images of its classes (paper section 4.5).
+
+The epoch is chosen on validation images; the authors' code takes the best one on the test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nemo.artefact import load, save
+from nemo.config import Family, Params
+from nemo.data import Augment, Batches, Prepared
+from nemo.device import resolve_device
+from nemo.evaluation.predict import accuracy, predict
+from nemo.files import new_folder, write_csv, write_json
+from nemo.layout import Cell
+from nemo.training.fit import Plan, Row, fit
+from nemo.training.tasks import Task, cross_entropy
+
+
+def finetune_module(params: Params, cell: Cell, module: Path, data: Prepared, out: Path) -> None:
+    """Fine-tune the module in the folder `module` on its classes; save it, its history and its
+    validation figures to `out`."""
+    loaded = load(module)
+    if params.finetune.head == "new":
+        reset_head(loaded, loaded.info["heads"])
+    assert loaded.classes is not None, module
+    subset = data.restrict(loaded.classes)
+    title = f"{cell.name} {loaded.info['subset']}"
+    history, metrics = finetune(loaded, subset, loaded.info["family"], params, cell.seed, title)
+    with new_folder(out) as folder:
+        save(loaded.cpu(), folder / "module", {**loaded.info, "finetuned": metrics})
+        for file in (folder / "module").iterdir():
+            file.rename(folder / file.name)
+        (folder / "module").rmdir()
+        write_csv(folder / "history.csv", history)
+        write_json(folder / "metrics.json", metrics)
+
+
+@torch.no_grad()
+def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Estimate the running statistics of every BatchNorm anew, on these batches only.
+
+    A module's binary masks change what its layers receive; this moves no weight. The statistics
+    become plain averages over the batches.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    training = module.training
+    module.eval()
+    for norm in norms:
+        norm.train()
+    for images, _ in batches:
+        module(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.train(training)
+
+
+def reset_head(module: nn.Module, names: Iterable[str]) -> None:
+    """Draw the classifier's weights anew: the head of the authors' modules is a new one."""
+    for name in names:
+        head = module.get_submodule(name)
+        assert isinstance(head, nn.Linear), name
+        head.reset_parameters()
+
+
+def finetune(
+    module: nn.Module, data: Prepared, family: Family, params: Params, seed: int, title: str
+) -> tuple[list[Row], dict[str, float]]:
+    """Fine-tune `module` in place on `data`, whose labels must be those of its logits.
+
+    Epoch 0 is the module after `recalibrate_bn` (where asked for), before any training step; the
+    weights of the epoch with the best validation accuracy are kept, the lower validation loss
+    deciding between equals.
+
+    Returns:
+        The history, a row per epoch, and the metrics: validation accuracy as cut, at the chosen
+        epoch, and that epoch.
+    """
+    recipe = params.finetune
+    device = resolve_device(params.device)
+    module.to(device)
+    train = Batches(
+        data.splits["train"],
+        data.mean,
+        data.std,
+        recipe.batch_size,
+        device=device,
+        shuffle=True,
+        augment=Augment(flip=data.flip, crop=data.crop),
+        seed=seed,
+    )
+    plain = Batches(data.splits["train"], data.mean, data.std, recipe.batch_size, device=device)
+    validation = Batches(data.splits["val"], data.mean, data.std, 512, device=device)
+    torch.manual_seed(seed)
+
+    def validate() -> Row:
+        logits, labels = predict(module, validation)
+        return {
+            "val_accuracy": accuracy(logits, labels),
+            "val_loss": cross_entropy(logits, logits, labels).item(),
+        }
+
+    as_cut = validate()["val_accuracy"]
+    if recipe.recalibrate_bn:
+        recalibrate_bn(module, plain)
+    start = validate()
+    best = _Best(module)
+    best.see(0, start)
+    t_max = recipe.t_max.of(family) if recipe.t_max else None
+    history = fit(
+        module,
+        Task(cross_entropy),
+        train,
+        Plan.of(recipe, family, t_max),
+        device=device,
+        validate=validate,
+        on_epoch=best.see,
+        title=title,
+    )
+    epoch, row = best.restore()
+    metrics = {
+        "best_epoch": epoch,
+        "val_accuracy": row["val_accuracy"],
+        "val_accuracy_recalibrated": start["val_accuracy"],
+        "val_accuracy_step0": as_cut,
+    }
+    return history, metrics
+
+
+class _Best:
+    """Remembers the weights of the best epoch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.epoch = 0
+        self.row: Row = {"val_accuracy": -1.0, "val_loss": 0.0}
+        self.state: dict[str, Tensor] = {}
+
+    def see(self, epoch: int, row: Row) -> None:
+        better = (row["val_accuracy"], -row["val_loss"])
+        if better > (self.row["val_accuracy"], -self.row["val_loss"]):
+            self.epoch, self.row = epoch, row
+            self.state = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+
+    def restore(self) -> tuple[int, Row]:
+        self.module.load_state_dict(self.state)
+        return self.epoch, self.row

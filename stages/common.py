@@ -1,0 +1,35 @@
+"""What the stages of modular cells share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from nemo.cli import main
+from nemo.config import load_params
+from nemo.layout import Cell
+
+
+def run(command: str, *options: str) -> NoReturn:
+    """Call one command of `nemo`; the process ends with its exit code."""
+    main([command, *options])
+    sys.exit(0)
+
+
+def cell(dataset: str, model: str, method: str, seed: str) -> tuple[Cell, list[str]]:
+    """The cell that DVC's matrix names, and the options that name it to `nemo`."""
+    options = ["--dataset", dataset, "--model", model, "--method", method, "--seed", seed]
+    return Cell(dataset, model, method, int(seed)), options  # type: ignore[arg-type]
+
+
+def leave_out(method: str, out: Path) -> None:
+    """Where `methods` does not list a method, write an empty folder and end.
+
+    DVC can build stages from a list but not filter them, and one block per method is what lets each
+    track only its own params.
+    """
+    if method not in load_params().methods:
+        out.mkdir(parents=True, exist_ok=True)
+        print(f"{method} is not among methods: nothing to do")
+        sys.exit(0)

@@ -1,0 +1,14 @@
+"""Stage masks: find the class masks of a modular cell.
+
+Arguments: DATASET MODEL METHOD SEED.
+"""
+
+import sys
+
+from nemo.layout import Layout
+from stages.common import cell, leave_out, run
+
+if __name__ == "__main__":
+    this, options = cell(*sys.argv[1:])
+    leave_out(this.method, Layout().masks(this))
+    run("masks", *options)

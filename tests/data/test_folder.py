@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nemo.data import DataError
+from nemo.data.folder import load_folder
+from nemo.data.images import RawSplits
+
+BOTH = {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2}
+
+
+def same(one: RawSplits, other: RawSplits) -> bool:
+    return (
+        one.classes == other.classes
+        and list(one.splits) == list(other.splits)
+        and all(
+            np.array_equal(split.images, other.splits[name].images)
+            and np.array_equal(split.labels, other.splits[name].labels)
+            for name, split in one.splits.items()
+        )
+    )
+
+
+def test_train_and_test_folders(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", BOTH)
+    raw = load_folder(root, None)
+    assert (raw.title, raw.classes) == ("pets", ["cat", "dog"])
+    assert raw.splits["train"].labels.tolist() == [0, 0, 0, 1, 1]
+    assert raw.splits["test"].labels.tolist() == [0, 1, 1]
+    pixels = np.asarray(Image.open(root / "train/dog/0001.png"))
+    assert np.array_equal(raw.splits["train"].images[4], pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"cat": 2, "dog": 3}, {"train": 5}),
+        ({"train/cat": 2, "train/dog": 3}, {"train": 5}),
+        ({"packed/train/cat": 2, "packed/train/dog": 3}, {"train": 5}),
+        ({"packed/cat": 2, "packed/dog": 3}, {"train": 5}),
+        ({"train/cat": 2, "train/dog": 3, "val/cat": 1, "val/dog": 1}, {"train": 5, "test": 2}),
+        ({"train/cat/big": 1, "train/cat/small": 1, "train/dog": 3}, {"train": 5}),
+        ({"train": 2, "bus": 3}, {"train": 5}),  # a class called train
+        ({**BOTH, "valid/cat": 1, "valid/dog": 3}, {"train": 5, "test": 3, "val": 4}),
+        ({**BOTH, "extra/cat": 1}, {"train": 5, "test": 3}),
+    ],
+)
+def test_layouts(
+    make_images: Callable[..., Path], counts: dict[str, int], expected: dict[str, int]
+) -> None:
+    raw = load_folder(make_images("pets", counts), None)
+    assert {name: len(split.labels) for name, split in raw.splits.items()} == expected
+
+
+def test_tars_equal_the_folder(
+    make_images: Callable[..., Path], make_tar: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    root = make_images("pets", BOTH)
+    plain = load_folder(root, None)
+    whole = load_folder(make_tar(root, tmp_path / "whole.tar"), None)
+    assert whole.title == "whole"
+    assert same(plain, whole)
+    for split in ("train", "test"):
+        make_tar(root / split, tmp_path / f"two/{split}.tar")
+    assert same(plain, load_folder(tmp_path / "two", None))
+    with tarfile.open(tmp_path / "two/test.tar", "w") as tar:
+        tar.add(root / "test", "./test")  # packed with its own name
+    assert same(plain, load_folder(tmp_path / "two", None))
+
+
+def test_ignored_files(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", BOTH)
+    plain = load_folder(root, None)
+    (root / "train/.ipynb_checkpoints").mkdir()
+    (root / "__MACOSX").mkdir()
+    for name in ("README", "train/x.npy", "train/cat/.DS_Store", "train/dog/Thumbs.db"):
+        (root / name).write_bytes(b"?")
+    (root / "train/cat/labels.CSV").write_text("0")
+    assert same(plain, load_folder(root, None))
+
+
+def test_mixed_sizes(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    make_images("pets", {"cat": 2}, size=(16, 8))
+    root = make_images("pets", {"dog": 2}, size=(12, 20))
+    message = r"cat/0000\.png is 16 x 8, .*dog/0000\.png is 12 x 20; set the data set's size"
+    with pytest.raises(DataError, match=message):
+        load_folder(root, None)
+    raw = load_folder(root, 8)
+    assert raw.splits["train"].images.shape == (4, 3, 8, 8)
+    pixels = np.asarray(Image.open(root / "cat/0000.png"))[:, 4:12]  # its centre, no resizing
+    assert np.array_equal(raw.splits["train"].images[0], pixels.transpose(2, 0, 1))
+
+
+def test_every_kind_of_image_becomes_rgb(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", {"cat": 1, "dog": 1})
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for mode, suffix in (("L", "png"), ("1", "png"), ("LA", "png"), ("P", "gif"), ("CMYK", "jpg")):
+        grey.convert(mode).save(root / f"cat/{mode}.{suffix}")
+    raw = load_folder(root, None)
+    assert raw.splits["train"].images.shape == (7, 3, 8, 8)
+
+
+def test_a_big_jpeg_is_close_to_the_exact_resize(
+    tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    root = make_images("pets", {"cat": 1, "dog": 1})
+    ramp = np.add.outer(np.arange(160), np.arange(200))[..., None] * [0.7, 0.5, 0.3]
+    Image.fromarray(ramp.astype(np.uint8)).save(root / "cat/big.jpg", quality=95)
+    loaded = load_folder(root, 16).splits["train"].images[1].transpose(1, 2, 0)
+    centre = ramp[:, 20:180].reshape(16, 10, 16, 10, 3).mean(axis=(1, 3))
+    assert np.abs(loaded - centre).max() < 4
+
+
+def put(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "no such folder or .tar; accepted: train/CLASS/image"),
+        ({"cat": 3}, r"only one class folder \(cat\); accepted: 2 or more"),
+        ({"cat": 3, "dog": 0}, "class 'dog' of train has no images"),
+        ({**BOTH, "test/cow": 2}, "class 'cow' is in test but not in train"),
+        ({**BOTH, "train/cow": 2}, "class 'cow' is in train but not in test"),
+        ({**BOTH, "val/cat": 2}, "class 'dog' is in train but not in val"),
+        ({**BOTH, "val/cat": 2, "valid/dog": 2}, "valid is a second validation folder"),
+        ({"test/cat": 1, "test/dog": 1}, "test without train"),
+        ({"train": 3, "test": 3}, "no class folders in test"),
+        ({".": 3}, "no class folders; accepted: train/CLASS/image"),
+    ],
+)
+def test_layouts_refused(
+    make_images: Callable[..., Path], tmp_path: Path, counts: dict[str, int], message: str
+) -> None:
+    if "." in counts:
+        put(tmp_path / "pets/loose.png", b"")
+    else:
+        make_images("pets", counts)
+    with pytest.raises(DataError, match=message) as caught:
+        load_folder(tmp_path / "pets", None)
+    assert str(tmp_path / "pets") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("train/cat/9.png", b"no png", r"cat/9\.png: damaged, or in no image format"),
+        ("train/cat/9.png", b"", r"cat/9\.png: damaged, or in no image format"),
+        ("train/cat/9.npy", b"", r"cat/9\.npy: no image file; accepted: \.jpg"),
+        ("train.tar", b"", r"pets: both train and train\.tar; accepted: one of them"),
+        ("val.tar", b"what", r"val\.tar: not a whole, uncompressed \.tar"),
+    ],
+)
+def test_files_refused(
+    make_images: Callable[..., Path], name: str, data: bytes, message: str
+) -> None:
+    root = make_images("pets", BOTH)
+    put(root / name, data)
+    if name == "train.tar":
+        tarfile.open(root / name, "w").close()
+    with pytest.raises(DataError, match=message):
+        load_folder(root, None)
+
+
+def test_damaged_and_deep_images_are_named(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", BOTH, size=(32, 32))
+    image = root / "test/dog/0001.png"
+    image.write_bytes(image.read_bytes()[:1000])
+    with pytest.raises(DataError, match=r"dog/0001\.png: cannot be decoded \(.*truncated"):
+        load_folder(root, None)
+    Image.fromarray(np.zeros((32, 32), dtype=np.uint16)).save(image)
+    with pytest.raises(DataError, match=r"dog/0001\.png: more than 8 bits a channel"):
+        load_folder(root, None)
+
+
+def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
+    put(tmp_path / "pets.zip", b"PK")
+    with pytest.raises(DataError, match=r"pets\.zip: neither a folder nor a \.tar"):
+        load_folder(tmp_path / "pets.zip", None)
+
+
+def test_an_unreadable_file_is_named(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", BOTH)
+    (root / "train/cat/0001.png").unlink()
+    (root / "train/cat/0001.png").symlink_to(root / "nowhere.png")
+    with pytest.raises(DataError, match=r"cat/0001\.png: No such file"):
+        load_folder(root, None)
+
+
+def test_a_folder_that_leads_back_to_itself(make_images: Callable[..., Path]) -> None:
+    root = make_images("pets", BOTH)
+    (root / "train/cat/again").symlink_to(root, target_is_directory=True)
+    with pytest.raises(DataError, match="nested too deep; does a link lead back"):
+        load_folder(root, None)
+
+
+@pytest.mark.parametrize("cut", [100, 700, 10240, 10752])
+def test_a_truncated_tar(
+    make_images: Callable[..., Path],
+    make_tar: Callable[[Path, Path], Path],
+    tmp_path: Path,
+    cut: int,
+) -> None:
+    path = make_tar(make_images("pets", BOTH), tmp_path / "pets.tar")
+    data = path.read_bytes()
+    end = len(data.rstrip(b"\0"))
+    path.write_bytes(data[: max(end - cut, 100)])
+    with pytest.raises(DataError, match=r"pets\.tar: (cut short|not a whole)"):
+        load_folder(path, None)
+
+
+def test_a_tar_cut_between_members_or_damaged_inside(
+    make_images: Callable[..., Path], make_tar: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    path = make_tar(make_images("pets", BOTH), tmp_path / "pets.tar")
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[5].offset
+    path.write_bytes(data[:start])
+    with pytest.raises(DataError, match=r"pets\.tar: cut short or damaged after"):
+        load_folder(path, None)
+    path.write_bytes(data[:start] + b"?" * 512 + data[start + 512 :])
+    with pytest.raises(DataError, match=r"pets\.tar: cut short or damaged after"):
+        load_folder(path, None)
+
+
+def test_a_compressed_tar(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pets.tar", "w:gz") as tar:
+        tar.add(make_images("pets", BOTH), "pets")
+    with pytest.raises(DataError, match=r"pets\.tar: not a whole, uncompressed \.tar"):
+        load_folder(tmp_path / "pets.tar", None)
+
+
+def test_members_that_would_escape_are_never_written(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_images("pets", BOTH)
+    plain = load_folder(root, None)
+    with tarfile.open(tmp_path / "pets.tar", "w") as tar:
+        tar.add(root, "pets")
+        tar.addfile(tarfile.TarInfo("../../escaped.png"), io.BytesIO(b""))
+    assert same(plain, load_folder(tmp_path / "pets.tar", None))
+    with tarfile.open(tmp_path / "pets.tar", "a") as tar:
+        link = tarfile.TarInfo("pets/train/cat/passwd.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(DataError, match=r"cat/passwd\.png: a link or special file"):
+        load_folder(tmp_path / "pets.tar", None)
+
+
+def test_sha256sums_are_checked(
+    make_images: Callable[..., Path], make_tar: Callable[[Path, Path], Path], tmp_path: Path
+) -> None:
+    path = make_tar(make_images("pets", BOTH), tmp_path / "tars/train.tar")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    sums = path.with_name("SHA256SUMS")
+    sums.write_text(f"{'0' * 64}  other.tar\n{digest} *./train.tar\n")
+    load_folder(path, None)
+    sums.write_text(f"{'0' * 64}  train.tar\n")
+    for where in (path, path.parent):
+        with pytest.raises(DataError, match=r"train\.tar: damaged: its SHA-256 is not the one"):
+            load_folder(where, None)

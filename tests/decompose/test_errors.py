@@ -1,0 +1,76 @@
+"""What users can get wrong, and what the self-check catches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nemo.decompose as package
+from nemo.config import CnnShape
+from nemo.decompose import ExactnessError, decompose
+from nemo.decompose.rewrite import Builder
+from nemo.models import build_model
+from tests.decompose.helpers import random_masks, randomise
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return randomise(build_model("resnet18", 4, 32, CnnShape(width=0.125)))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"conv9": torch.ones(4, dtype=torch.bool)}, "no layer called 'conv9'; the model has: "),
+        ({"FIRST": torch.ones(3, dtype=torch.bool)}, r"must have shape \(8,\), got \(3,\)"),
+        ({"FIRST": torch.ones(8)}, "must be a bool tensor, got torch.float32"),
+        ({"FIRST": [True] * 8}, "must be a bool tensor, got list"),
+    ],
+)
+def test_bad_masks_are_named(model: nn.Module, masks: dict[str, Any], message: str) -> None:
+    first = next(iter(random_masks(model, 0.5)))
+    with pytest.raises(ValueError, match=message):
+        decompose(model, {first if name == "FIRST" else name: m for name, m in masks.items()})
+
+
+@pytest.mark.parametrize("classes", [[], [4], [-1], [1, 1]])
+def test_bad_classes_are_refused(model: nn.Module, classes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"classes must be distinct, at least one, in 0\.\.3"):
+        decompose(model, {}, classes)
+
+
+def test_unknown_mode_is_refused(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="mode must be one of exact, compact"):
+        decompose(model, {}, mode="fast")
+
+
+def test_models_must_return_one_tensor() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.conv(x), x
+
+    with pytest.raises(ValueError, match="must return one tensor"):
+        decompose(Pair(), {})
+
+
+def test_a_wrong_module_is_caught_with_the_layer(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite = package.rewrite
+
+    def wrong(*args: Any) -> Builder:
+        build = rewrite(*args)
+        name = next(name for name in build.layers if name.endswith("1_0_conv2"))
+        build.layers[name].tensors["weight"][0] += 1e-3
+        return build
+
+    monkeypatch.setattr(package, "rewrite", wrong)
+    with pytest.raises(ExactnessError, match=r"starts at stages\.1\.0\.conv2"):
+        decompose(model, random_masks(model, 0.5))

@@ -1,0 +1,1 @@
+"""Slow, literal versions of the maths, to hold the fast ones against."""

@@ -1,0 +1,294 @@
+"""The tables, checked against literal recomputation, and the page around them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from nemo.layout import Cell, Layout
+from nemo.report import MissingResultError, render_tables, write_report
+from nemo.report.layout import count, points
+from nemo.report.results import read_results
+from nemo.report.style import spread_labels
+from nemo.report.words import diagnose, headlines
+from tests.report.fake import accuracy, edit, make_params, make_results
+
+PARAMS = make_params()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    make_results(root, PARAMS)
+    write_report(PARAMS, root, root / "reports" / "fake")
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(root: Path) -> Path:
+    return root / "reports" / "fake"
+
+
+def markdown_rows(text: str) -> dict[tuple[str, ...], list[str]]:
+    """Rows of a Markdown file's tables by their first two columns."""
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
+    return {tuple(row[:2]): row for row in rows if len(row) > 2}
+
+
+def test_modular_csv_has_a_row_per_cell(out: Path) -> None:
+    frame = pd.read_csv(out / "modular.csv").set_index(["dataset", "model", "method", "seed"])
+    assert len(frame) == 2 * 3 * 2
+    for key, row in frame.iterrows():
+        assert isinstance(key, tuple)
+        cell = Cell(*key)
+        standard = accuracy(Cell(cell.dataset, cell.model, "standard", cell.seed))
+        assert row["accuracy"] == accuracy(cell)
+        if cell.method == "standard":
+            assert pd.isna(row["loss_points"])
+            assert pd.isna(row["nrr"])
+            assert pd.isna(row["neurons"])
+        else:
+            assert row["loss_points"] == pytest.approx(100 * (standard - accuracy(cell)))
+            assert row["nrr"] == pytest.approx(0.2 + 0.02 * cell.seed)
+            assert row["neurons"] == 40 * row["layers"]
+        assert row["epochs"] == 3
+
+
+def test_modules_csv_has_a_row_per_module(root: Path, out: Path) -> None:
+    frame = pd.read_csv(out / "modules.csv", dtype={"subset": str})
+    assert len(frame) == 2 * 2 * 2 * 2
+    for row in frame.to_dict("records"):
+        content = json.loads(Layout(root).evaluation("tiny", row["model"]).read_text())
+        (entry,) = [
+            m
+            for m in content["modules"]
+            if all(m[k] == row[k] for k in ("method", "subset", "seed"))
+        ]
+        assert row["classes"] == len(entry["classes"])
+        for name in set(entry) - {"classes", "method", "subset", "seed"}:
+            assert row[name] == pytest.approx(entry[name]), name
+
+
+def test_markdown_shows_mean_and_sd_over_seeds(out: Path) -> None:
+    text = (out / "modular.md").read_text()
+    rows = markdown_rows(text)
+    two = [100 * accuracy(Cell("tiny", "resnet18", "nemo", seed)) for seed in (0, 1)]
+    assert rows["resnet18", "nemo"][2] == f"{fmean(two):.1f} ± {stdev(two):.1f}"
+    assert rows["resnet18", "standard"][3:8] == [""] * 5
+    assert rows["resnet18", "nemo"][8] == "704 k"
+    modules = (out / "modules.md").read_text()
+    assert "70.4 k (10 %)" in modules
+
+
+def test_every_table_says_its_scale(out: Path) -> None:
+    for name in ("modular.md", "modules.md", "index.html"):
+        text = (out / name).read_text().replace("&amp;", "&")
+        for part in (
+            "Tiny & real: 1,234 train, 100 val, 200 test images of 16 x 16 px, 4 classes",
+            "resnet18 (width 0.25; 704 k parameters): 3 epochs, modules fine-tuned for 2",
+            "vit_small (dim 64, depth 4, heads 4, patch 4",
+            "Seeds 0, 1; profile fake",
+        ):
+            assert part in text, (name, part)
+
+
+def test_one_seed_shows_no_sd(tmp_path: Path) -> None:
+    params = make_params(seeds=[0], models=["vit_small"])
+    make_results(tmp_path, params)
+    write_report(params, tmp_path, tmp_path / "report")
+    assert "±" not in (tmp_path / "report" / "modular.md").read_text()
+
+
+def test_metrics_json_is_small_and_numeric(out: Path) -> None:
+    metrics = json.loads((out / "metrics.json").read_text())
+    nemo = metrics["tiny"]["resnet18"]["nemo"]
+    assert set(nemo) == {"accuracy", "nrr", "coupling", "module_accuracy", "module_size"}
+    assert nemo["accuracy"] == pytest.approx(0.942)
+    assert nemo["module_accuracy"] == pytest.approx((0.965 + 0.945) / 2)
+    assert nemo["module_size"] == pytest.approx((0.1 + 0.2) / 2)
+    assert metrics["tiny"]["resnet18"]["standard"] == {"accuracy": 0.952}
+
+
+def test_history_is_tidy(out: Path) -> None:
+    frame = pd.read_csv(out / "history.csv")
+    assert len(frame) == 12 * 3
+    assert list(frame.columns)[:3] == ["cell", "epoch", "loss"]
+    assert "tiny/vit_small/nemo-1" in set(frame["cell"])
+
+
+def test_the_page_needs_nothing_from_outside(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert not re.search(r"https?://|@import|url\(|<script|<link", page)
+    assert page.count("data:image/png;base64,") == len(list(out.glob("figures/*.png"))) == 6
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    params = make_params(seeds=[0], models=["vit_small"])
+    make_results(tmp_path, params, title="<script>alert(1)</script>")
+    write_report(params, tmp_path, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_same_results_give_the_same_bytes(root: Path, out: Path, tmp_path: Path) -> None:
+    write_report(PARAMS, root, tmp_path / "again")
+    assert _files(tmp_path / "again") == _files(out)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_files_of_cells_that_params_no_longer_list_stay_out(root: Path, tmp_path: Path) -> None:
+    fewer = make_params(models=["vit_small"], methods=["standard", "nemo"], seeds=[1])
+    write_report(fewer, root, tmp_path / "fewer")
+    frame = pd.read_csv(tmp_path / "fewer" / "modular.csv")
+    assert frame[["model", "method", "seed"]].to_numpy().tolist() == [
+        ["vit_small", "standard", 1],
+        ["vit_small", "nemo", 1],
+    ]
+
+
+NEMO = Path("runs/tiny/resnet18/nemo-0")
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        (Path("evaluation/tiny/resnet18.json"), "nemo evaluate"),
+        (NEMO / "train/history.csv", "nemo train"),
+        (NEMO / "masks/metrics.json", "nemo masks"),
+        (NEMO / "finetuned/all/history.csv", "nemo finetune"),
+    ],
+)
+def test_a_missing_or_broken_file_is_one_clear_line(
+    tmp_path: Path, file: Path, command: str
+) -> None:
+    make_results(tmp_path, PARAMS)
+    for change in (lambda path: path.write_text("epoch\n{"), lambda path: path.unlink()):
+        change(tmp_path / file)
+        with pytest.raises(MissingResultError) as caught:
+            write_report(PARAMS, tmp_path, tmp_path / "report")
+        message = str(caught.value)
+        assert message.startswith(file.as_posix())
+        assert command in message
+        assert len(message.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_missing_cell_or_subset_is_named(root: Path, tmp_path: Path) -> None:
+    for changes, text in ({"seeds": [7]}, "seed 7"), ({"subsets": ["1+2"]}, "subset 1+2"):
+        with pytest.raises(MissingResultError, match=re.escape(text)):
+            write_report(make_params(**changes), root, tmp_path / "report")
+
+
+def test_a_folder_that_is_no_report_is_not_replaced(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="no report"):
+        write_report(PARAMS, root, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_tables_print(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    render_tables(out)
+    printed = capsys.readouterr().out
+    assert (out / "modular.md").read_text() in printed
+    assert "| resnet18  | nemo" in printed
+    with pytest.raises(MissingResultError, match=r"modular\.md is missing"):
+        render_tables(tmp_path)
+
+
+def test_the_tables_print_framed_on_a_terminal(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    render_tables(out)
+    printed = capsys.readouterr().out
+    assert "70.4 k (10 %)" in printed
+    assert "|:--" not in printed
+
+
+def test_the_headline_follows_the_numbers(tmp_path: Path) -> None:
+    params = make_params(models=["vit_small"], seeds=[0])
+    make_results(tmp_path, params)
+    path = Layout(tmp_path).evaluation("tiny", "vit_small")
+    (good,) = headlines(read_results(params, tmp_path))
+    assert "vit_small 95.0 → 94.0 % with 20 % of the neurons" in good
+    assert "no model loses more than 1.0 points" in good
+    assert "hold 15 % of the standard model's parameters" in good
+    edit(path, "cells", 2, accuracy=0.9)
+    (bad,) = headlines(read_results(params, tmp_path))
+    assert "one model loses 5.0 points, more than the 3 that are acceptable" in bad
+
+
+@pytest.mark.parametrize(
+    ("group", "row", "change", "evidence"),
+    [
+        ("cells", 2, {"accuracy": 0.9}, "loses 5.0 points"),
+        ("cells", 2, {"coupling": 0.81}, "coupling 0.810"),
+        ("cells", 1, {"cohesion": 0.42}, "cohesion 0.420"),
+        ("cells", 1, {"dead_layers": 4}, "4 of 12 masked layers"),
+        ("modules", 3, {"accuracy": 0.7}, "from 50.0 to 70.0 %, 25.0 points below"),
+        ("modules", 0, {"certificate": 1e-3}, "certificate 1.0e-03"),
+        ("modules", 0, {"blocked": 2}, "2 operations"),
+    ],
+)
+def test_each_failure_signature_is_flagged_with_its_evidence(
+    tmp_path: Path, group: str, row: int, change: dict[str, Any], evidence: str
+) -> None:
+    params = make_params(models=["vit_small"], seeds=[0])
+    make_results(tmp_path, params)
+    assert diagnose(read_results(params, tmp_path)) == []
+    edit(Layout(tmp_path).evaluation("tiny", "vit_small"), group, row, **change)
+    (flag,) = diagnose(read_results(params, tmp_path))
+    assert evidence in flag.what
+    assert flag.advice
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (845, "845"), (999.6, "1.00 k"), (12_345, "12.3 k"), (123_456, "123 k"),
+     (999_700, "1.00 M"), (11_170_000, "11.2 M"), (1.2e9, "1.20 G")],
+)  # fmt: skip
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    assert count(value) == text
+
+
+def test_points_are_never_minus_zero() -> None:
+    assert [points(v) for v in (-0.04, 0.0, 0.06, -1.25)] == ["0.0", "0.0", "+0.1", "-1.2"]
+
+
+def test_labels_keep_their_order_and_distance() -> None:
+    placed = spread_labels([0.5, 0.51, 0.1, 0.5], 0.1)
+    ordered = sorted(placed)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(ordered))
+    assert placed[2] == 0.1  # nothing touches it
+    assert spread_labels([], 1) == []
+
+
+def test_a_report_imports_no_torch(root: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from nemo.report import write_report; "
+        "from tests.report.fake import make_params; "
+        f"write_report(make_params(), Path({str(root)!r}), Path({str(tmp_path / 'r')!r})); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    here = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=here, check=False).returncode == 0

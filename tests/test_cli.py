@@ -1,0 +1,182 @@
+"""The whole pipeline, shrunken but real, through the commands that its stages call."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+import nemo
+from nemo.cli.main import cli
+from nemo.config import Params
+from tests.test_config import DEFAULT
+from tests.test_pipeline import STAGES
+
+TINY = {
+    **DEFAULT,
+    "models": ["resnet18", "deit_small"],
+    "subsets": ["0+1", "all"],
+    "data": {"digits": {"source": "digits", "size": 16, "crop": 1}},
+    "architecture": {
+        "resnet18": {"width": 0.0625},
+        "deit_small": {"dim": 16, "depth": 2, "heads": 2, "patch": 8, "teacher": {"width": 0.0625}},
+    },
+    "train": {**DEFAULT["train"], "epochs": 2},
+    "finetune": {**DEFAULT["finetune"], "epochs": 1},
+}
+# read to choose or to check early, without deciding what is computed from given inputs
+CHOOSE = {"device", "subsets", "data", "datasets", "models", "profile"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Run every command once; remember which params each of them read."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "params.yaml").write_text(yaml.safe_dump(TINY))
+    patch = pytest.MonkeyPatch()
+    patch.chdir(root)
+    read: dict[str, set[str]] = {}
+    current: list[str] = []
+    original = Params.__getattribute__
+
+    def recording(self, name):
+        reader = sys._getframe(1).f_globals["__name__"]  # the params' own checks read everything
+        if name in Params.model_fields and current and reader != "nemo.config":
+            read.setdefault(current[0], set()).add(name)
+        return original(self, name)
+
+    def call(stage, *arguments):
+        current[:] = [stage]
+        result = CliRunner().invoke(cli, [stage.split("_")[0], *arguments], catch_exceptions=False)
+        current.clear()
+        assert result.exit_code == 0, result.output
+
+    patch.setattr(Params, "__getattribute__", recording)
+    call("prepare", "--dataset", "digits")
+    for model in TINY["models"]:
+        for method in TINY["methods"]:
+            cell = ["--dataset", "digits", "--model", model, "--method", method]
+            call(f"train_{method}", *cell)
+            if method != "standard":
+                call("masks", *cell)
+            for subset in TINY["subsets"] if method != "standard" else ():
+                call("decompose", *cell, "--subset", subset)
+                call("finetune", *cell, "--subset", subset)
+        call("evaluate", "--dataset", "digits", "--model", model)
+    call("report")
+    patch.undo()
+    return root, read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_params_it_reads(project, stage):
+    declared = {key.split(".")[0] for key in STAGES[stage].get("params", [])}
+    read = project[1].get(stage, set())
+    if stage == "train_mwt":
+        declared -= {"methods"}  # read by the stage itself, to leave mwt out
+    if stage == "report":
+        assert declared == set(Params.model_fields) - {"device"}, "its page prints all of them"
+    else:
+        assert declared - CHOOSE == read - CHOOSE
+
+
+@pytest.mark.parametrize("model", TINY["models"])
+def test_the_files_agree_with_each_other(project, model):
+    root, _ = project
+    evaluation = json.loads((root / f"evaluation/digits/{model}.json").read_text())
+    methods = [cell["method"] for cell in evaluation["cells"]]
+    assert methods == ["standard", "mwt", "nemo"]
+    assert len(evaluation["modules"]) == 4
+    standard = evaluation["cells"][0]
+    for row in evaluation["modules"]:
+        cell = root / f"runs/digits/{model}/{row['method']}-0"
+        module = nemo.load(cell / "modules" / row["subset"])
+        assert module.classes == row["classes"]
+        assert row["parameters"] == sum(p.numel() for p in module.parameters())
+        assert row["parameters_ratio"] == pytest.approx(
+            row["parameters"] / standard["parameters"], rel=1e-5
+        )
+        assert 0 <= row["certificate"] <= 1e-9
+        masks = load_file(cell / "masks/masks.safetensors")
+        kept = sum(mask[row["classes"]].any(0).sum().item() for mask in masks.values())
+        total = sum(mask.shape[1] for mask in masks.values())
+        assert row["nrr"] == pytest.approx(kept / total, rel=1e-5)
+        tuned = nemo.load(cell / "finetuned" / row["subset"])
+        assert tuned.info["finetuned"]["val_accuracy"] >= 0
+
+
+def test_the_base_model_of_a_modular_cell_loads_into_the_standard_one(project):
+    root, _ = project
+    standard = load_file(root / "runs/digits/resnet18/standard-0/train/weights.safetensors")
+    modular = load_file(root / "runs/digits/resnet18/nemo-0/train/weights.safetensors")
+    base = {k.removeprefix("model."): v for k, v in modular.items() if k.startswith("model.")}
+    assert {k: v.shape for k, v in base.items()} == {k: v.shape for k, v in standard.items()}
+
+
+def test_training_twice_gives_the_same_bytes(project, monkeypatch):
+    root, _ = project
+    monkeypatch.chdir(root)
+    folder = root / "runs/digits/resnet18/nemo-0/train"
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    arguments = ["train", "--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_no_file_names_a_machine_or_a_time(project):
+    root, _ = project
+    for file in [*root.glob("runs/**/*.json"), *root.glob("evaluation/**/*.json")]:
+        assert str(root) not in file.read_text()
+
+
+CELL = ["--dataset", "digits", "--model", "resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "--dataset", "mnist"], "--dataset: 'mnist' is not in data; accepted: digits"),
+        (["train", "--dataset", "digits", "--model", "vgg17"], "unknown model 'vgg17'; accepted:"),
+        (["train", *CELL], "nemo prepare"),
+        (["train", *CELL, "--params", "nope.yaml"], "nope.yaml: No such file"),
+        (["decompose", *CELL, "--subset", "0+1"], "nemo prepare"),
+        (["report"], "evaluation/digits/resnet18.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("nemo: ")
+    assert message in line
+    assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_missing_cell_names_the_command_that_makes_it(project, monkeypatch):
+    monkeypatch.chdir(project[0])
+    arguments = ["masks", *CELL, "--seed", "5"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert "run `nemo train` first" in result.stderr
+
+
+def test_a_missing_gpu_is_named(project, monkeypatch):
+    root, _ = project
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    Path("cuda.yaml").write_text(yaml.safe_dump({**TINY, "device": "cuda:7"}))
+    result = CliRunner().invoke(cli, ["train", *CELL, "--params", "cuda.yaml"])
+    assert result.exit_code == 1
+    assert "device: cuda:7 is not available here; accepted: auto" in result.stderr
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_has_help(command):
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert result.exit_code == 0
+    assert cli.commands[command].help.split()[0] in result.output

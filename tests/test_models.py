@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from nemo.config import MODEL_FAMILIES, Architectures, CnnShape, VitShape
+from nemo.identifier import modularize
+from nemo.models import MODELS, build_model, family_of
+
+# name: masked layers, K, parameters in millions without generators (paper section 5.1, 10 classes)
+PUBLISHED = {
+    "simcnn": (12, 4160, 15.25),
+    "vgg16": (12, 4160, 15.25),
+    "rescnn": (11, 4224, 16.02),
+    "resnet18": (19, 4736, 11.17),
+    "vit_small": (66, 38016, 21.34),
+    "deit_small": (66, 38016, 21.35),
+}
+SMALL = {name: CnnShape(width=0.125) for name in MODEL_FAMILIES}
+SMALL |= {name: VitShape(dim=32, depth=3, heads=4, patch=4) for name in ("vit_small", "deit_small")}
+
+
+def test_the_registry_and_the_params_know_the_same_models():
+    assert set(MODELS) == set(MODEL_FAMILIES) == set(Architectures.model_fields) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_full_width_has_the_papers_layers_neurons_and_parameters(name):
+    model = build_model(name, 10)
+    layers, neurons, millions = PUBLISHED[name]
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    modular = modularize(model)
+    assert len(modular.layers) == layers
+    assert sum(modular.layers.values()) == neurons
+
+
+def test_vit_generators_have_the_papers_size():
+    generators = modularize(build_model("vit_small", 10)).generators
+    assert sum(p.numel() for p in generators.parameters()) / 1e6 == pytest.approx(53.6, abs=0.05)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("size", [16, 32])
+def test_small_models_take_small_images(name, size):
+    model = build_model(name, 7, size, SMALL[name]).eval()
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_a_timm_model_is_built_and_has_a_family():
+    model = build_model("timm/resnet10t", 5, 32)
+    assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    assert family_of("timm/resnet10t", model) == "cnn"
+    vit = build_model("timm/vit_tiny_patch16_224", 5, 32)
+    assert vit.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 5)
+    assert family_of("timm/vit_tiny_patch16_224", vit) == "transformer"
+
+
+def test_a_patch_that_does_not_divide_the_image_is_an_error():
+    with pytest.raises(ValueError, match="patch 5 must divide the image size 32"):
+        build_model("vit_small", 10, 32, VitShape(patch=5))
+
+
+def test_an_unknown_model_is_an_error():
+    with pytest.raises(ValueError, match="unknown model 'vgg17'; accepted: simcnn"):
+        build_model("vgg17", 10)

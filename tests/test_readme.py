@@ -1,0 +1,87 @@
+"""The README is true: its Python runs, its commands exist, its numbers are those of the report."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from nemo.cli.main import cli
+from nemo.models import build_model
+from tests.test_models import SMALL
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+CI = (ROOT / ".ci/run").read_text()
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len([line for line in example.splitlines() if line]) <= 11
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    images, labels = torch.randn(24, 3, 16, 16), torch.arange(24) % 6
+    names = {
+        "model": build_model("resnet18", 6, 16, SMALL["resnet18"]),
+        "images": images,
+        "labels": labels,
+        "alpha": 0.5,
+        "loader": [(images, labels)],
+    }
+    exec(example, names)
+    module = names["module"].eval()
+    assert module(images).shape == (24, 2)
+    parent = sum(p.numel() for p in names["model"].parameters())
+    assert sum(p.numel() for p in module.parameters()) < parent
+
+
+def commands():
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.S):
+            yield from ((document.name, line) for line in block.splitlines())
+
+
+@pytest.mark.parametrize(("document", "command"), commands())
+def test_a_command_is_one_that_ci_runs(document, command):
+    """CI runs `make repro` and `make test` itself, and the other blocks line by line."""
+    if command.startswith("make "):
+        assert re.search(rf"^{command}$", CI, re.M)
+    else:
+        assert "README.md" in CI
+        assert "docs/pipeline.md" in CI
+    if command.startswith("nemo "):
+        arguments = command.split()[1:]
+        assert CliRunner().invoke(cli, [arguments[0], "--help"]).exit_code == 0
+        options = {o for p in cli.commands[arguments[0]].params for o in p.opts}
+        assert {a for a in arguments if a.startswith("--")} <= options
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_every_link_leads_to_a_file(document):
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if not target.startswith("https://"):
+            assert (document.parent / target).exists(), target
+
+
+def test_the_results_table_is_the_reports():
+    (shown,) = re.findall(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)
+    numbers = set(re.findall(r"\d+\.\d+", shown))
+    assert len(numbers) > 10
+    report = (ROOT / "reports/quick/modules.md").read_text()
+    assert numbers <= set(re.findall(r"\d+\.\d+", report))
+
+
+def test_the_readme_begins_with_the_two_commands_and_stays_within_two_screens():
+    first = README.index("```sh\nmake repro\nmake test\n```")
+    assert README[:first].count("\n") < 12
+    before_details = README[: README.index("## Change something")]
+    assert before_details.count("\n") < 70
+
+
+def test_the_workflow_is_yaml_and_runs_the_script():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step.get("run") for step in workflow["jobs"]["check"]["steps"]]
+    assert ".ci/run" in steps

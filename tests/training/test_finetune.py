@@ -1,0 +1,44 @@
+import torch
+from torch import nn
+
+from nemo.data import Batches
+from nemo.training.finetune import _Best, recalibrate_bn, reset_head
+from tests.training.test_fit import STATISTICS, model, split
+
+
+def test_recalibrated_batchnorm_has_the_statistics_of_the_images():
+    network = model()
+    norm = network[1]
+    network.train()
+    weights = [p.clone() for p in network.parameters()]
+    recalibrate_bn(network, Batches(split(), *STATISTICS, 10))
+    images, _ = next(iter(Batches(split(), *STATISTICS, 40)))
+    features = network[0](images).detach()
+    torch.testing.assert_close(norm.running_mean, features.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    # a mean of the batches' variances is a little below the variance of all images
+    torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), atol=1e-2, rtol=5e-2)
+    assert norm.momentum == 0.1
+    assert network.training
+    assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
+
+
+def test_the_best_epoch_is_restored_and_loss_decides_between_equals():
+    network = nn.Linear(1, 1, bias=False)
+    best = _Best(network)
+    rows = [(0.8, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.6), (0.7, 0.1)]
+    for epoch, (accuracy, loss) in enumerate(rows):
+        nn.init.constant_(network.weight, float(epoch))
+        best.see(epoch, {"val_accuracy": accuracy, "val_loss": loss})
+    epoch, row = best.restore()
+    assert epoch == 2
+    assert row["val_loss"] == 0.4
+    assert network.weight.item() == 2.0
+
+
+def test_a_new_head_is_drawn_anew_and_nothing_else():
+    network = model()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    reset_head(network, ["5"])
+    after = network.state_dict()
+    assert not torch.equal(before["5.weight"], after["5.weight"])
+    assert torch.equal(before["0.weight"], after["0.weight"])

@@ -1,0 +1,144 @@
+import multiprocessing
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from nemo.data import Augment, Batches, Split
+from nemo.training.checkpoint import Checkpoint, open_checkpoint
+from nemo.training.fit import NonFiniteLossError, Plan, fit
+from nemo.training.tasks import Task, cross_entropy
+
+CPU = torch.device("cpu")
+STATISTICS = ((0.5,) * 3, (0.25,) * 3)
+
+
+def split(count=40):
+    """Noise whose brightness tells the class."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 4
+    images = torch.randint(0, 128, (count, 3, 8, 8), generator=generator)
+    return Split((images + 32 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def batches(**options):
+    return Batches(
+        split(),
+        *STATISTICS,
+        16,
+        shuffle=True,
+        augment=Augment(flip=True, crop=1),
+        seed=3,
+        **options,
+    )
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(),
+        nn.Linear(216, 4),
+    )  # fmt: skip
+
+
+def train(network, epochs=4, task=None, **options):
+    return fit(
+        network,
+        task or Task(cross_entropy),
+        batches(),
+        Plan(epochs, options.pop("optimizer", "sgd"), 0.05, 0.9, 0.0, epochs),
+        device=CPU,
+        validate=lambda: {"val_accuracy": 0.5},
+        **options,
+    )
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path, optimizer):
+    undisturbed = model()
+    history = train(undisturbed, optimizer=optimizer)
+
+    def kill(epoch, row):
+        if epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(model(), optimizer=optimizer, checkpoint=Checkpoint(tmp_path), on_epoch=kill)
+    torch.manual_seed(99)  # whatever state the new process is in
+    resumed, seen = model(), []
+    rows = train(
+        resumed,
+        optimizer=optimizer,
+        checkpoint=Checkpoint(tmp_path),
+        on_epoch=lambda epoch, row: seen.append(epoch),
+    )
+    assert seen == [3, 4]
+    assert rows == history
+    for a, b in zip(undisturbed.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_learns_and_follows_the_cosine():
+    network = model()
+    history = train(network, epochs=8)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    rates = [row["lr"] for row in history]
+    assert rates[0] == 0.05
+    assert rates == sorted(rates, reverse=True)
+    assert rates[4] == pytest.approx(0.025)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_try():
+    def task(network, images, labels):
+        loss = network(images).sum()
+        return {"loss": loss / 0, "task": loss}
+
+    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: loss is not finite; try a sm"):
+        train(model(), task=task)
+
+
+def test_bfloat16_autocast_trains_on_the_cpu():
+    history = train(model(), amp=True)
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_checkpoint_is_removed_on_success_and_kept_on_failure(tmp_path):
+    with open_checkpoint({"a": 1}, tmp_path) as checkpoint:
+        checkpoint.save({"epoch": 1})
+    assert not checkpoint.folder.exists()
+    with pytest.raises(KilledError):
+        _killed_after_saving(tmp_path)
+    with open_checkpoint({"a": 1}, tmp_path) as checkpoint:
+        assert checkpoint.load(CPU) == {"epoch": 2}
+    with open_checkpoint({"a": 2}, tmp_path) as other:
+        assert other.load(CPU) is None, "other params, other checkpoint"
+
+
+def _killed_after_saving(root):
+    with open_checkpoint({"a": 1}, root) as checkpoint:
+        checkpoint.save({"epoch": 2})
+        raise KilledError
+
+
+def hold(root, started):
+    with open_checkpoint({"a": 1}, root):
+        started.set()
+        time.sleep(1.0)
+
+
+def test_a_second_trainer_of_the_same_cell_waits(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    process = context.Process(target=hold, args=(tmp_path, started))
+    process.start()
+    assert started.wait(60)
+    begin = time.monotonic()
+    with open_checkpoint({"a": 1}, tmp_path):
+        waited = time.monotonic() - begin
+    process.join()
+    assert waited > 0.5

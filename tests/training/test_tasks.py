@@ -1,0 +1,55 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+import nemo
+from nemo.models import build_model
+from nemo.training.tasks import Distillation, Task, contrastive_penalty, cross_entropy, mwt_penalty
+from tests.test_models import SMALL
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.randn(8, 3, 16, 16), torch.arange(8) % 4
+
+
+def modular():
+    torch.manual_seed(0)
+    return nemo.modularize(build_model("resnet18", 4, 16, SMALL["resnet18"])).eval()
+
+
+def test_nemo_adds_alpha_times_the_contrastive_loss(batch):
+    model, (images, labels) = modular(), batch
+    parts = Task(cross_entropy, contrastive_penalty(1.5, 0.3, "released"))(model, images, labels)
+    logits, masks = model(images)
+    contrast = nemo.contrastive_loss(masks, labels, 0.3, "released")
+    torch.testing.assert_close(parts["contrast"], contrast)
+    torch.testing.assert_close(parts["loss"], F.cross_entropy(logits, labels) + 1.5 * contrast)
+    on = torch.cat(list(masks.values()), 1) > 0
+    torch.testing.assert_close(parts["mask_on"], on.float().mean())
+
+
+def test_mwt_adds_its_two_terms(batch):
+    model, (images, labels) = modular(), batch
+    parts = Task(cross_entropy, mwt_penalty(0.5, 1.5))(model, images, labels)
+    expected = parts["task"] + nemo.mwt_loss(model(images)[1], labels, 0.5, 1.5)
+    torch.testing.assert_close(parts["loss"], expected)
+
+
+def test_distillation_is_the_stated_sum(batch):
+    images, labels = batch
+    teacher = build_model("resnet18", 4, 16, SMALL["resnet18"])
+    student = build_model("deit_small", 4, 16, SMALL["deit_small"])
+    student.set_distilled_training(True)
+    cls, dist = student.train()(images)
+    loss = Distillation(teacher)((cls, dist), images, labels)
+    target = teacher(images).softmax(1)
+
+    def divergence(logits):
+        return (target * (target.log() - logits.log_softmax(1))).sum(1).mean()
+
+    expected = 0.5 * F.cross_entropy(cls, labels) + 0.25 * (divergence(cls) + divergence(dist))
+    torch.testing.assert_close(loss, expected)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.training
