@@ -7,9 +7,11 @@ first asked for, so that commands which only read results do not pay for torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# not lazily: the import system would put the package of that name in the function's place
+from nemo.decompose import decompose
+
 if TYPE_CHECKING:
     from nemo.artefact import load, save
-    from nemo.decompose import decompose
     from nemo.identifier import Modular, modularize
     from nemo.losses import contrastive_loss, mwt_loss
     from nemo.masks import (
@@ -28,7 +30,6 @@ _HOME = {
     "cohesion": "masks",
     "contrastive_loss": "losses",
     "coupling": "masks",
-    "decompose": "decompose",
     "load": "artefact",
     "modularize": "identifier",
     "mwt_loss": "losses",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +20,8 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_flops(model: nn.Module, example: Tensor) -> int:
     """FLOPs of one image of the batch `example`, in eval mode."""
+    # Detached, for the counter's hooks fail on views of parameters.
+    state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     training = model.training
     model.eval()
     try:
@@ -27,7 +30,7 @@ def count_flops(model: nn.Module, example: Tensor) -> int:
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            model(example[:1])
+            functional_call(model, state, (example[:1],))
     finally:
         model.train(training)
     return int(counter.get_total_flops())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo.identifier import Modular
@@ -110,17 +111,17 @@ def mask_frequency(
     samples = torch.zeros(0, dtype=torch.float64)
     for bits, labels in batches:
         classes = max(len(samples), int(labels.max()) + 1)
-        samples = _grow(samples, classes).to(labels.device)
-        samples += torch.bincount(labels, minlength=classes)
+        belongs = F.one_hot(labels, classes).float().T  # (C, B); a batch's counts fit float32
+        samples = _grow(samples, classes) + belongs.sum(1).cpu()
         for layer, bit in bits.items():
-            total = _grow(on.get(layer, samples.new_zeros(0, bit.shape[1])), classes)
-            on[layer] = total.index_add_(0, labels, bit.to(total.dtype))
+            counts = (belongs @ bit.float()).cpu().double()
+            on[layer] = _grow(on.get(layer, counts[:0]), classes) + counts
     if not len(samples):
         raise ValueError("the loader gave no batches")
     if not samples.all():
         missing = (samples == 0).nonzero().flatten().tolist()
         raise ValueError(f"no sample of class(es) {missing}: every class needs at least one")
-    return {layer: (total / samples[:, None]).cpu() for layer, total in on.items()}
+    return {layer: total / samples[:, None] for layer, total in on.items()}
 
 
 def _grow(rows: Tensor, count: int) -> Tensor:

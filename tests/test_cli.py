@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
 from nemo.cli.main import cli
 from nemo.config import Params
+from nemo.data import Batches, load
 from tests.test_config import DEFAULT
 from tests.test_pipeline import STAGES
 
@@ -126,6 +128,28 @@ def test_training_twice_gives_the_same_bytes(project, monkeypatch):
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
+def test_a_module_describes_itself_and_classifies_images(project, tmp_path):
+    root, _ = project
+    folder = root / "runs/digits/resnet18/nemo-0/finetuned/0+1"
+    card = CliRunner().invoke(cli, ["inspect", str(folder)], catch_exceptions=False).output
+    assert "classes      0, 1\n" in card
+    assert "cut from     digits/resnet18/nemo-0\n" in card
+    assert "fine-tuned   yes" in card
+    data = load(root / "data/digits")
+    files = []
+    for i, image in enumerate(data.restrict([0, 1]).splits["test"].images[:3]):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    arguments = ["predict", str(folder), *map(str, files)]
+    lines = CliRunner().invoke(cli, arguments, catch_exceptions=False).output.splitlines()
+    batches = Batches(data.restrict([0, 1]).splits["test"], data.mean, data.std, 3)
+    expected = nemo.load(folder)(next(iter(batches))[0]).softmax(1).max(1)
+    assert [line.split("\t")[0] for line in lines] == list(map(str, files))
+    assert [int(line.split("\t")[1]) for line in lines] == expected.indices.tolist()
+    values = [float(line.split("\t")[2]) for line in lines]
+    assert values == pytest.approx(expected.values.tolist(), abs=1e-3)
+
+
 def test_no_file_names_a_machine_or_a_time(project):
     root, _ = project
     for file in [*root.glob("runs/**/*.json"), *root.glob("evaluation/**/*.json")]:
@@ -144,6 +168,8 @@ CELL = ["--dataset", "digits", "--model", "resnet18"]
         (["train", *CELL, "--params", "nope.yaml"], "nope.yaml: No such file"),
         (["decompose", *CELL, "--subset", "0+1"], "nemo prepare"),
         (["report"], "evaluation/digits/resnet18.json"),
+        (["inspect", "nope"], "nope: cannot read"),
+        (["predict", "nope", "a.png"], "nope: cannot read"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, arguments, message):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from nemo.cli import stages, views
+from nemo.cli import modules, stages, views
 
 
 class Group(click.Group):
@@ -17,7 +17,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError) as error:
+        except (ValueError, OSError, ArithmeticError) as error:
             if ctx.params["traceback"]:
                 raise
             for line in str(error).splitlines():
@@ -32,7 +32,7 @@ def cli(traceback: bool) -> None:
     """Modular training of neural networks, and exact modules for a few of their classes."""
 
 
-for command in (*stages.COMMANDS, *views.COMMANDS):
+for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS):
     cli.add_command(command)
 
 

@@ -4,33 +4,22 @@ The paper (arXiv 2508.11348, section 4.4) cuts modules by one hand-written proce
 architecture. Here one algorithm works on the traced graph of any model, in phases: `masking` zeroes
 parameters, `trace` and `normal` give a graph of few ops, `analyse` finds what is constant and what
 is needed, `layout` chooses the indices to keep, `rewrite` writes the module, `verify` proves it.
+
+Importing this costs nothing, so that those who only read results do not pay for torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from nemo.cost import count_flops, count_parameters
-from nemo.decompose.analyse import analyse
-from nemo.decompose.compact import drop_streams
-from nemo.decompose.heads import order_heads
-from nemo.decompose.layout import blocked, plan
-from nemo.decompose.masking import by_module, masked_copy
-from nemo.decompose.ops import rule_of
-from nemo.decompose.program import DecomposedModule
-from nemo.decompose.rewrite import Builder, assemble, rewrite
-from nemo.decompose.split import split_projections
-from nemo.decompose.trace import Traced, evaluate, trace
-from nemo.decompose.verify import ExactnessError, logits_of, verify
-from nemo.sites import Site, example_input, find_sites
+    from nemo.decompose.program import DecomposedModule
+    from nemo.decompose.verify import ExactnessError
 
 __all__ = ["DecomposedModule", "ExactnessError", "decompose"]
-
-MODES = ("exact", "compact")
 
 
 def decompose(
@@ -60,91 +49,18 @@ def decompose(
         ValueError: unknown layers, masks that do not fit, classes that do not exist.
         ExactnessError: the check failed.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    base = _base(model)
-    classes = getattr(masks, "classes", None) if classes is None else classes
-    example = example_input(base) if example is None else example
-    images = torch.zeros(2, *example.shape[1:])
-    reference = next(base.parameters())
-    sites = find_sites(base, images.to(reference))
-    parent = masked_copy(base, masks, sites)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
-    traced = trace(parent, noise)
-    chosen = _check_classes(classes, traced)
-    size = tuple(images.shape[1:])
-    expected = masked = logits_of(parent, size, chosen)
-    if mode == "compact":
-        dropped = drop_streams(traced, by_module(masks, sites))
-        expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)
-    names = {(site.module, site.start): site.layer for site in sites}
-    split_projections(traced, noise[:1], names)
-    build = _reduce(traced, noise[:1], chosen)
-    module = assemble(build, size).eval()
-    module.certificate = {"mode": mode, **verify(module, expected, build, tolerance)}
-    if mode == "compact":
-        module.certificate["dropped"] = dropped
-        module.certificate["deviation"] = float((expected - masked).abs().max())
-    module.classes = chosen
-    module = module.to(reference)
-    module.report = _report(base, module, masks, sites, build, images.to(reference))
-    return module
+    from nemo.decompose.decomposer import decompose
+
+    return decompose(model, masks, classes, mode=mode, example=example, tolerance=tolerance)
 
 
-def _base(model: nn.Module) -> nn.Module:
-    """The model itself, or the one inside a modular model."""
-    inner = getattr(model, "model", None)
-    return inner if isinstance(inner, nn.Module) and hasattr(model, "generators") else model
+def __getattr__(name: str) -> Any:
+    if name == "DecomposedModule":
+        from nemo.decompose.program import DecomposedModule
 
+        return DecomposedModule
+    if name == "ExactnessError":
+        from nemo.decompose.verify import ExactnessError
 
-def _check_classes(classes: Sequence[int] | None, traced: Traced) -> list[int] | None:
-    if classes is None:
-        return None
-    dims = traced.output.meta["dims"]
-    count = dims[-1]
-    chosen = [int(c) for c in classes]
-    if len(dims) != 2 or count is None:
-        raise ValueError(f"classes need a model that returns (B, classes), this one returns {dims}")
-    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):
-        raise ValueError(f"classes must be distinct, at least one, in 0..{count - 1}, got {chosen}")
-    return chosen
-
-
-def _reduce(traced: Traced, image: Tensor, classes: list[int] | None) -> Builder:
-    """From the graph to the steps of the module."""
-    wanted = None
-    if classes is not None:
-        wanted = torch.zeros(traced.output.meta["dims"][-1], dtype=torch.bool)
-        wanted[classes] = True
-    facts = analyse(traced, rule_of, image, wanted)
-    if order_heads(facts):
-        facts = analyse(traced, rule_of, image, wanted)
-    kept = plan(facts)
-    return rewrite(facts, kept, classes)
-
-
-def _report(
-    parent: nn.Module,
-    module: DecomposedModule,
-    masks: Mapping[str, Tensor],
-    sites: Sequence[Site],
-    build: Builder,
-    images: Tensor,
-) -> dict[str, Any]:
-    """What was kept, what is left, and which ops stood in the way."""
-    layers = {
-        site.layer: {
-            "kept": int(masks[site.layer].sum()) if site.layer in masks else site.neurons,
-            "total": site.neurons,
-        }
-        for site in sites
-    }
-    return {
-        "layers": layers,
-        "rows_left": dict(sorted(build.left.items())),
-        "blocked": blocked(build.facts, build.kept),
-        "parameters": count_parameters(module),
-        "parent_parameters": count_parameters(parent),
-        "flops": count_flops(module, images),
-        "parent_flops": count_flops(parent, images),
-    }
+        return ExactnessError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

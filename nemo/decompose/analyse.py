@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from nemo.decompose.normal import unexpanded
+from nemo.decompose.graph import unexpanded
 from nemo.decompose.trace import Traced, evaluate
 
 Kept = list[Tensor]  # per dimension, a bool vector: the indices that are computed

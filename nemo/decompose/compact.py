@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from nemo.decompose.normal import Rewriter, arg, aten, dims, unexpanded
+from nemo.decompose.graph import Rewriter, arg, aten, dims, unexpanded
 from nemo.decompose.ops import RULES
 from nemo.decompose.rules.base import Along, Pointwise
 from nemo.decompose.rules.layers import Conv, Linear
@@ -65,10 +65,7 @@ def drop_streams(traced: Traced, masks: Mapping[str, Tensor]) -> dict[str, int]:
 
 def find_streams(traced: Traced, masks: Mapping[str, Tensor]) -> list[Stream]:
     """The streams whose last writer has a mask, found from their last sums upwards."""
-    live = {traced.input}
-    for node in traced.calls():
-        if node.meta["dims"] is not None and any(n in live for n in node.all_input_nodes):
-            live.add(node)  # sizes, too, come from the images, but are not tensors
+    live = traced.moving()
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     streams: list[Stream] = []
     for node in reversed(traced.calls()):

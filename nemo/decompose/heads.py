@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis
-from nemo.decompose.normal import arg, aten, run
+from nemo.decompose.graph import arg, aten, run
 from nemo.decompose.split import MOVES, Shapes, leaves_of, view_of
 from nemo.decompose.trace import Traced
 
@@ -42,6 +42,8 @@ def order_heads(facts: Analysis) -> bool:
             q, k, v = (arg(node, 0), -1), (arg(node, 1), -2), (arg(node, 1), -1)
         else:
             continue
+        if len({shapes[side][:-2] for side, _ in (q, k, v)}) > 1:
+            continue  # some operand is shared between heads
         inner = [_producer(traced, *side, shapes) for side in (q, k)]
         outer = [_producer(traced, *v, shapes), _reader(traced, node, shapes)]
         changed |= _order(traced, inner, _alive(facts, *q) | _alive(facts, *k))
@@ -113,7 +115,7 @@ def _producer(traced: Traced, node: fx.Node, axis: int, shapes: Shapes) -> End |
 
 
 def _reader(traced: Traced, node: fx.Node, shapes: Shapes) -> End | None:
-    """The Linear or 1x1 convolution that alone reads an attention (..., heads, tokens, channels)."""
+    """The Linear or convolution that alone reads an attention, by its columns."""
     *heads, _, channels = shapes[node]
     count = torch.Size(heads).numel() * channels
     labels = torch.arange(count).view(*heads, 1, channels).expand(shapes[node])

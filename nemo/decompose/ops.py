@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from nemo.decompose.analyse import Analysis, inputs_of
-from nemo.decompose.normal import aten
+from nemo.decompose.graph import aten
 from nemo.decompose.rules.attention import Attention, MatMul
 from nemo.decompose.rules.base import Along, GetItem, OneInput, Pointwise, Rule, Total
 from nemo.decompose.rules.layers import Conv, Linear

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from nemo.decompose.analyse import Analysis, Kept
+from nemo.decompose.graph import aten, unexpanded
 from nemo.decompose.layers import Config, LayerSpec
-from nemo.decompose.normal import aten, unexpanded
 from nemo.decompose.ops import NAMES
 from nemo.decompose.program import DecomposedModule
 from nemo.decompose.steps import INPUT, Ref, Step
@@ -90,7 +90,8 @@ class Builder:
             return self.values[node] if node in self.values else self._scalar(node)
         key = (node, broadcast, tuple(tuple(v.tolist()) for v in want))
         if key not in self._adapted:
-            if node in self.kept:
+            have = self.kept.get(node)
+            if have is not None and all((h & w).any() for h, w in zip(have, want, strict=True)):
                 self._adapted[key] = self._adapt(node, want)
             else:
                 self._adapted[key] = self._constant(node, want, broadcast)

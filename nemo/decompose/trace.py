@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
-from nemo.decompose.normal import arg, aten, normalise, run
+from nemo.decompose.graph import arg, aten, run
+from nemo.decompose.normal import normalise
 
 # Ops that may return their input, or a view of it, though their schema does not say so.
 ALIASING = {
@@ -38,6 +39,15 @@ class Traced:
 
     def calls(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "call_function"]
+
+    def moving(self) -> set[fx.Node]:
+        """The images, and all tensors that depend on them."""
+        found = {self.input}
+        for node in self.calls():
+            # Sizes, too, come from the images, but are not tensors.
+            if node.meta["dims"] is not None and found.intersection(node.all_input_nodes):
+                found.add(node)
+        return found
 
     def constant(self, name: str, value: Tensor, path: str | None) -> fx.Node:
         """Add a constant of the graph; with a path, it is a parameter of this name."""

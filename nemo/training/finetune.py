@@ -33,10 +33,7 @@ def finetune_module(params: Params, cell: Cell, module: Path, data: Prepared, ou
     title = f"{cell.name} {loaded.info['subset']}"
     history, metrics = finetune(loaded, subset, loaded.info["family"], params, cell.seed, title)
     with new_folder(out) as folder:
-        save(loaded.cpu(), folder / "module", {**loaded.info, "finetuned": metrics})
-        for file in (folder / "module").iterdir():
-            file.rename(folder / file.name)
-        (folder / "module").rmdir()
+        save(loaded.cpu(), folder, {"finetuned": metrics})
         write_csv(folder / "history.csv", history)
         write_json(folder / "metrics.json", metrics)
 

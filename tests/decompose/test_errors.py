@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import nemo.decompose as package
 from nemo.config import CnnShape
-from nemo.decompose import ExactnessError, decompose
+from nemo.decompose import ExactnessError, decompose, decomposer
 from nemo.decompose.rewrite import Builder
 from nemo.models import build_model
 from tests.decompose.helpers import random_masks, randomise
@@ -63,7 +62,7 @@ def test_models_must_return_one_tensor() -> None:
 def test_a_wrong_module_is_caught_with_the_layer(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewrite = package.rewrite
+    rewrite = decomposer.rewrite
 
     def wrong(*args: Any) -> Builder:
         build = rewrite(*args)
@@ -71,6 +70,6 @@ def test_a_wrong_module_is_caught_with_the_layer(
         build.layers[name].tensors["weight"][0] += 1e-3
         return build
 
-    monkeypatch.setattr(package, "rewrite", wrong)
+    monkeypatch.setattr(decomposer, "rewrite", wrong)
     with pytest.raises(ExactnessError, match=r"starts at stages\.1\.0\.conv2"):
         decompose(model, random_masks(model, 0.5))

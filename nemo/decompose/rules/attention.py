@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept
-from nemo.decompose.normal import arg
+from nemo.decompose.graph import arg
 from nemo.decompose.rules.base import Demand, Rule, Shape, aligned, copied, full
 from nemo.decompose.steps import Ref
 

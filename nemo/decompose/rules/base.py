@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept, inputs_of
-from nemo.decompose.normal import arg, aten
+from nemo.decompose.graph import arg, aten
 from nemo.decompose.steps import Ref
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ class Pointwise(Rule):
             return None
         dim, want = dims[0], demand[y]
         have = [w & ~m for w, m in zip(want, absent, strict=True)]
+        if not have[dim].any():  # nothing of y is wanted
+            return None
         index = have[dim][want[dim]].nonzero().flatten()
         left, right = build.fetch(x, demand[x]), build.fetch(y, have)
         return build.layer(node, "AddInto", {"dim": dim}, {"index": index}, left, right)

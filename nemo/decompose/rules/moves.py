@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept
-from nemo.decompose.normal import arg
+from nemo.decompose.graph import arg, dims
 from nemo.decompose.rules.base import Demand, OneInput, Rule, Shape, aligned, copied
 from nemo.decompose.steps import Ref
 
@@ -143,11 +143,17 @@ class Reshape(OneInput):
 
     def _solve(self, facts: Analysis, node: fx.Node, kept: Kept) -> tuple[Kept, Kept]:
         """The smallest (input, output) kept sets around `kept` that describe the same elements."""
-        before = tuple(facts.live[arg(node, 0)].shape)
+        source = arg(node, 0)
+        before = tuple(facts.live[source].shape)
         after = tuple(len(vector) for vector in kept)
         want: Kept = [torch.zeros(0)] * len(before)
         have = list(kept)
         for ins, outs in runs_of(before, after):
+            merged = [before[i] for i in ins if dims(source)[i] is None]
+            merged += [after[o] for o in outs if dims(node)[o] is None]
+            if any(size > 1 for size in merged):  # the batch and more: nothing can be left out
+                for o in outs:
+                    have[o] = torch.ones(after[o], dtype=torch.bool)
             new_in, new_out = _match([before[i] for i in ins], [have[o] for o in outs])
             for i, vector in zip(ins, new_in, strict=True):
                 want[i] = vector

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.nn.functional import layer_norm
 
 from nemo.decompose.analyse import Analysis, Kept
-from nemo.decompose.normal import arg
+from nemo.decompose.graph import arg
 from nemo.decompose.rules.base import OneInput, Shape
 from nemo.decompose.rules.layers import parameters
 from nemo.decompose.steps import Ref
@@ -102,6 +102,8 @@ class GroupNorm(OneInput):
     def write(self, build: Builder, node: fx.Node, kept: Kept, x: Ref) -> Ref:
         held = parameters(build.facts, node, weight=2, bias=3)
         tensors = {name: value[kept[1]] for name, value in held.items()}
+        if "weight" in tensors:  # torch's layer has both or none
+            tensors.setdefault("bias", torch.zeros_like(tensors["weight"]))
         groups = int(kept[1].view(arg(node, 1), -1).any(1).sum())
         config = {"groups": groups, "channels": int(kept[1].sum()), "eps": arg(node, 4, 1e-5)}
         return build.layer(node, "GroupNorm", config, tensors, x)

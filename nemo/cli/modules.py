@@ -1,0 +1,74 @@
+"""Commands for a module that somebody was given: what it is, and what it says of an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+_folder = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@click.command()
+@_folder
+def inspect(folder: Path) -> None:
+    """Print the card of the module in FOLDER: classes, size, certificate, origin."""
+    from nemo.artefact import load
+
+    module = load(folder)
+    report, certificate, info = module.report, module.certificate, module.info
+    names = info.get("class_names") or module.classes or "all of the parent's"
+    channels, height, width = module.input_size
+    share = report["parameters"] / report["parent_parameters"]
+    work = report["flops"] / report["parent_flops"]
+    kept = sum(layer["kept"] for layer in report["layers"].values())
+    total = sum(layer["total"] for layer in report["layers"].values())
+    card = {
+        "classes": ", ".join(map(str, names)) if isinstance(names, list) else names,
+        "input": f"{channels} x {height} x {width}",
+        "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
+        "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
+        "neurons": f"{kept:,} of {total:,}",
+        "certificate": f"error {certificate['error']:.1e} of the logits' standard deviation",
+        "fine-tuned": _finetuned(info),
+        "cut from": info.get("cell", "a model that the file does not name"),
+        "parent": info.get("parent_sha256", "unknown"),
+        "blocked ops": ", ".join(sorted(map(str, report["blocked"]))) or "none",
+    }
+    for name, value in card.items():
+        click.echo(f"{name:<12} {value}")
+
+
+@click.command()
+@_folder
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+def predict(folder: Path, images: tuple[Path, ...]) -> None:
+    """Print class and probability of each of IMAGES, as the module in FOLDER sees them."""
+    from nemo.artefact import ArtefactError, load
+
+    module = load(folder)
+    if "preprocessing" not in module.info:
+        raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
+    import torch
+
+    from nemo.data.images import ImageFile, decode
+
+    how = module.info["preprocessing"]
+    mean, std = (torch.tensor(how[key]).view(3, 1, 1) for key in ("mean", "std"))
+    pixels = torch.from_numpy(decode([ImageFile(path) for path in images], how["size"][0]))
+    with torch.inference_mode():
+        probabilities = module((pixels / 255 - mean) / std).softmax(1)
+    names = module.info["class_names"]
+    for path, row in zip(images, probabilities, strict=True):
+        best = int(row.argmax())
+        click.echo(f"{path}\t{names[best]}\t{row[best]:.4f}")
+
+
+def _finetuned(info: dict[str, Any]) -> str:
+    if "finetuned" not in info:
+        return "no: as cut"
+    return f"yes, validation accuracy {info['finetuned']['val_accuracy']:.3f}"
+
+
+COMMANDS = (inspect, predict)
