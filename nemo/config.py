@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 Family = Literal["cnn", "transformer"]
 Method = Literal["standard", "mwt", "nemo"]
@@ -53,8 +61,16 @@ class PerFamily(Strict, Generic[T]):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Count = Annotated[int, Field(ge=1, strict=True)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is accepted, got {value}")
+    return value
+
+
+NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_bool)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_bool)]
 
 
 class DataSource(Strict):
@@ -130,28 +146,36 @@ class Recipe(Strict):
     """How weights are trained; the learning rate falls along a cosine, per epoch, to 0."""
 
     epochs: PerFamily[Count]
-    batch_size: Annotated[int, Field(ge=2, strict=True)] = 128
+    batch_size: Annotated[int, Field(ge=2, strict=True)]
     optimizer: PerFamily[Literal["sgd", "adamw"]]
     lr: PerFamily[Positive]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: PerFamily[NonNegative] = PerFamily(cnn=0.0, transformer=0.0)
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd
+    weight_decay: PerFamily[NonNegative]
 
 
 class TrainParams(Recipe):
-    amp: bool = False
-    channels_last: bool = True
+    amp: bool
+    channels_last: bool
 
 
 class FinetuneParams(Recipe):
     t_max: PerFamily[Count] | None = None  # length of the cosine; None is the number of epochs
-    head: Literal["inherit", "new"] = "inherit"
-    recalibrate_bn: bool = True
+    head: Literal["inherit", "new"]
+    recalibrate_bn: bool
+
+    @model_validator(mode="after")
+    def _cosine_falls(self) -> Self:
+        for family in ("cnn", "transformer"):
+            epochs = self.epochs.of(family)
+            if self.t_max is not None and self.t_max.of(family) < epochs:
+                raise ValueError(f"t_max: the cosine would rise again; accepted: {epochs} or more")
+        return self
 
 
 class LossParams(Strict):
     alpha: PerFamily[NonNegative]
     tau: Positive
-    form: Literal["equation", "released"] = "equation"
+    form: Literal["equation", "released"]
 
 
 class MwtParams(Strict):
@@ -160,7 +184,7 @@ class MwtParams(Strict):
 
 
 class MaskParams(Strict):
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    threshold: Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)]
 
 
 class Params(Strict):
@@ -174,11 +198,11 @@ class Params(Strict):
     subsets: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
     data: dict[Name, DataSource]
-    architecture: Architectures = Architectures()
+    architecture: Architectures
     train: TrainParams
     loss: LossParams
     mwt: MwtParams
-    masks: MaskParams = MaskParams()
+    masks: MaskParams
     finetune: FinetuneParams
 
     @field_validator("models")
@@ -207,6 +231,9 @@ class Params(Strict):
                 raise ValueError(
                     f"datasets: {name!r} is not in data; accepted: {', '.join(self.data)}"
                 )
+        for name in self.models:
+            if name not in self.architecture.model_fields_set:
+                raise ValueError(f"architecture.{name}: missing; {{}} is the paper's shape")
         for method in ("standard", "nemo"):
             if method not in self.methods:
                 raise ValueError(f"methods: {method!r} is always part; accepted besides: mwt")
@@ -238,9 +265,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
             the message has one line per mistake.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text())
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path}: not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
@@ -269,7 +298,7 @@ def _written_keys(loc: tuple[str | int, ...], raw: Any) -> list[str]:
     """The part of an error's place that the file has: one value for all families has no `.cnn`."""
     keys: list[str] = []
     for part in loc:
-        if not isinstance(raw, dict | list):
+        if not isinstance(raw, dict | list) or (isinstance(raw, list) and isinstance(part, str)):
             break
         keys.append(str(part))
         raw = raw.get(part) if isinstance(raw, dict) else raw[int(part)]
@@ -281,7 +310,10 @@ def _fields_at(keys: list[str]) -> list[str]:
     model: Any = Params
     for key in keys:
         field = model.model_fields.get(key)
-        model = _model_in(field.annotation) if field else DataSource  # data.NAME is the user's name
+        if field is not None:
+            model = _model_in(field.annotation)
+        else:  # a name of the user's own, or timm's
+            model = TimmShape if model is Architectures else DataSource
     return sorted(model.model_fields)
 
 

@@ -21,7 +21,8 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
     kind = name.split(":")[0]
-    if not there[kind]:
+    index = int(name.partition(":")[2] or 0)
+    if not there[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         accepted = ", ".join(["auto", *(k for k, available in there.items() if available)])
         raise ParamsError(f"device: {name} is not available here; accepted: {accepted}")
     return torch.device(name)

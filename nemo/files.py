@@ -31,7 +31,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); make it again") from None
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -50,8 +58,11 @@ def new_folder(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        for file in partial.rglob("*"):  # safetensors writes for its owner's eyes only
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(out, ignore_errors=True)
-    partial.replace(out)

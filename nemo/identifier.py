@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nemo.sites import Site, find_sites
 
 Masks = dict[str, Tensor]
+CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a core's cache
 
 
 class MaskGenerator(nn.Module):
@@ -170,6 +171,12 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         y, m = ctx.saved_tensors
-        over = [d for d in range(y.ndim) if m.shape[d] == 1 and y.shape[d] > 1]
-        for_m = (grad * y).sum(over, keepdim=True) if over else grad * y
-        return grad * m, for_m
+        over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
+        for_y, for_m = torch.empty_like(y), torch.empty_like(m)
+        rows = max(1, CACHE_ELEMENTS // y[0].numel())
+        parts = zip(*(t.split(rows) for t in (grad, y, m, for_y, for_m)), strict=True)
+        for grad_, y_, m_, for_y_, for_m_ in parts:  # while a part is in cache, both products
+            torch.mul(grad_, m_, out=for_y_)
+            product = grad_ * y_
+            torch.sum(product, over, keepdim=True, out=for_m_) if over else for_m_.copy_(product)
+        return for_y, for_m

@@ -63,10 +63,12 @@ def sample_bits(
     """Run `modular` in eval mode over the batches; yield ({layer: bool (B, N_l)}, labels (B,))."""
     training = modular.training
     modular.eval()
+    weights = next(modular.parameters(), None)
     try:
         for images, labels in loader:
-            _, masks = modular(images)
-            yield {layer: mask > 0 for layer, mask in masks.items()}, labels
+            here = images.device if weights is None else weights.device
+            _, masks = modular(images.to(here))
+            yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
     finally:
         modular.train(training)
 

@@ -110,7 +110,7 @@ def test_other_params_and_other_results_add_runs(tmp_path: Path, client: Any) ->
     params = params_of("others")
     make_results(tmp_path, params)
     publish(params, tmp_path)
-    loss = {"alpha": 1.0, "tau": 0.5}
+    loss = {"alpha": 1.0, "tau": 0.5, "form": "equation"}
     assert publish(params_of("others", loss=loss), tmp_path).added == 3  # nemo and its modules
     taus = sorted(r.data.params.get("loss.tau", "") for r in runs(client, "others"))
     assert taus == ["", "0.2", "0.5"]

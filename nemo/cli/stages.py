@@ -52,13 +52,12 @@ _subset = click.option("--subset", required=True, help="Classes: all, 0-4, 3+5, 
 def prepare(dataset: str, params_file: str) -> None:
     """Decode a data set once: images, labels, statistics and splits."""
     params = _checked(params_file, dataset)
-    from nemo.data import parse_subset, prepare, read_meta
+    from nemo.data import prepare, read_meta
 
     out = Layout().data(dataset)
-    prepare(dataset, params.data[dataset], out)
+    # a typing error in the subsets should not cost a training first
+    prepare(dataset, params.data[dataset], out, check=lambda names: check_subsets(params, names))
     meta = read_meta(out)
-    for subset in params.subsets:  # a typing error there should not cost a training first
-        parse_subset(subset, meta["classes"])
     counts = ", ".join(f"{count} {split}" for split, count in meta["counts"].items())
     click.echo(f"{meta['title']}: {len(meta['classes'])} classes, {counts} images in {out}")
 
@@ -88,13 +87,14 @@ def masks(dataset: str, model: str, method: Any, seed: int, params_file: str) ->
     from nemo.data import Batches
     from nemo.device import resolve_device
     from nemo.evaluation.modular import measure_masks
-    from nemo.training.cell import load_cell
+    from nemo.training.cell import load_cell, weights_sha256
 
     cell, layout = Cell(dataset, model, method, seed), Layout()
     device = resolve_device(params.device)
     modular = load_cell(layout.train(cell)).to(device)
     batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
-    measure_masks(modular, batches, params.masks.threshold, layout.masks(cell))  # type: ignore[arg-type]
+    weights = weights_sha256(layout.train(cell))
+    measure_masks(modular, batches, params.masks.threshold, layout.masks(cell), weights)  # type: ignore[arg-type]
     click.echo(f"class masks of {cell.name}: {_metrics(layout.masks(cell))}")
 
 
@@ -132,9 +132,11 @@ def finetune(
     """Fine-tune a module on the images of its classes; validation images choose the epoch."""
     params = _checked(params_file, dataset, model)
     data = _data(dataset, params)
+    from nemo.data import parse_subset
     from nemo.training.finetune import finetune_module
 
     cell, layout = Cell(dataset, model, method, seed), Layout()
+    parse_subset(subset, data.classes)
     out = layout.finetuned(cell, subset)
     finetune_module(params, cell, layout.module(cell, subset), data, out)
     click.echo(f"fine-tuned module {subset} of {cell.name}: {_metrics(out)}")
@@ -172,12 +174,27 @@ def _checked(params_file: str, dataset: str, model: str | None = None) -> Params
 
 
 def _data(dataset: str, params: Params) -> Prepared:
-    from nemo.data import load, parse_subset
+    from nemo.data import load
+    from nemo.device import resolve_device
 
     data = load(Layout().data(dataset))
-    for subset in params.subsets:
-        parse_subset(subset, data.classes)
+    check_subsets(params, list(data.classes))
+    resolve_device(params.device)
     return data
+
+
+def check_subsets(params: Params, names: list[str]) -> None:
+    """Raise DataError unless every subset is two or more of the classes, and no two are equal."""
+    from nemo.data import DataError, parse_subset
+
+    seen: dict[frozenset[int], str] = {}
+    for subset in params.subsets:
+        classes = parse_subset(subset, names)
+        if len(classes) < 2:
+            raise DataError(f"subsets: {subset!r} is one class; accepted: two or more")
+        first = seen.setdefault(frozenset(classes), subset)
+        if first != subset:
+            raise DataError(f"subsets: {first!r} and {subset!r} are the same classes")
 
 
 def _metrics(folder: Path) -> str:

@@ -56,7 +56,7 @@ class Batches:
         batch_size: int,
         *,
         device: str | torch.device = "cpu",
-        channels_last: bool = True,
+        channels_last: bool = False,
         shuffle: bool = False,
         augment: Augment | None = None,
         seed: int = 0,

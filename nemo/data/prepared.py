@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,13 +85,18 @@ class Prepared:
 
 
 def prepare(
-    name: str, source: DataSource, out: str | Path, downloads: str | Path = "downloads"
+    name: str,
+    source: DataSource,
+    out: str | Path,
+    downloads: str | Path = "downloads",
+    check: Callable[[list[str]], object] = lambda classes: None,
 ) -> None:
     """Decode `source`, hold out validation images and write the folder `out`, all or nothing.
 
     Validation images are a fraction `source.validation` of each class's training images, chosen by
     `source.seed`, unless the source brings its own; a source without test images gives a fifth
-    of each class first. An earlier prepared folder at `out` is replaced.
+    of each class first. An earlier prepared folder at `out` is replaced. `check` sees the class
+    names before anything is written, and may raise.
 
     Raises:
         DataError: the source cannot be used (see `load_source`), a class is too small to be split,
@@ -101,11 +105,18 @@ def prepare(
     out = Path(out)
     _check_replaceable(out)
     raw = load_source(source.source, source.size, Path(downloads))
+    check(raw.classes)
     splits = _with_held_out(raw, source)
     height, width = splits["train"].images.shape[2:]
-    if source.crop >= min(height, width):
-        accepted = f"0 to {min(height, width) - 1}"
-        raise DataError(f"crop {source.crop} on {height} x {width} images; accepted: {accepted}")
+    if height != width:
+        raise DataError(
+            f"data.{name}: images of {width} x {height}; accepted: square ones, so set its size"
+        )
+    if source.crop >= height:
+        raise DataError(
+            f"data.{name}.crop: {source.crop} on {height} x {width} images; "
+            f"accepted: 0 to {height - 1}"
+        )
     mean, std = _statistics(splits["train"].images)
     meta = {
         "name": name,
@@ -220,8 +231,6 @@ def _write(out: Path, splits: dict[str, RawSplit], meta: dict[str, Any]) -> None
     with new_folder(out) as folder:
         save_file(arrays, folder / ARRAYS)
         write_json(folder / META, {**meta, "sha256": _sha256(folder / ARRAYS)})
-        # safetensors makes its file readable by its owner alone, whatever the umask says
-        shutil.copymode(folder / META, folder / ARRAYS)
 
 
 def _sha256(path: Path) -> str:

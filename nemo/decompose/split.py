@@ -150,7 +150,11 @@ def _layout(view: View) -> _Layout | None:
     target = view.node.meta["dims"]
     if view.source.meta["dims"].index(None) != 0 or target.count(None) != 1:
         return None
-    strides[target.index(None)] = math.prod(view.shape)  # the batch is outermost
+    batch = target.index(None)
+    if shape[batch] == 1:
+        strides[batch] = math.prod(view.shape)  # the batch is outermost
+    elif strides[batch] != max(strides) or strides[batch] < view.inner * view.shape[view.axis]:
+        return None  # the batch is merged with heads
     order = sorted(range(len(shape)), key=lambda d: -strides[d])
     channels = [d for d in order if d in channels]
     rows = torch.tensor([first // inner % width])

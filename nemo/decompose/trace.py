@@ -74,7 +74,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     batch = ({0: torch.export.Dim.AUTO},)
     with torch.no_grad():
         exported = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
-    if not _functionalise(exported.graph):
+    nested = any(node.op == "get_attr" for node in exported.graph.nodes)  # such as autocast
+    if nested or not _functionalise(exported.graph):
         exported = exported.run_decompositions({})
     signature = exported.graph_signature
     outputs = [s for s in signature.output_specs if s.kind == OutputKind.USER_OUTPUT]

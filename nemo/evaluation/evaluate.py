@@ -12,12 +12,13 @@ from nemo.artefact import load
 from nemo.config import Params
 from nemo.cost import count_flops, count_parameters
 from nemo.data import Batches, Prepared, parse_subset
+from nemo.decompose.program import DecomposedModule
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import read_json, write_json
 from nemo.identifier import Modular
 from nemo.layout import MODULAR, Cell, Layout, cells
-from nemo.training.cell import load_cell
+from nemo.training.cell import load_cell, weights_sha256
 
 Logits = tuple[Tensor, Tensor]
 
@@ -93,8 +94,9 @@ def _module_row(
 ) -> dict[str, Any]:
     classes = parse_subset(subset, data.classes)
     test = _test(data.restrict(classes), device)
-    as_cut = load(_existing(layout.module(cell, subset), "decompose"))
-    tuned = load(_existing(layout.finetuned(cell, subset), "finetune"))
+    weights = weights_sha256(layout.train(cell))
+    as_cut = _module(layout.module(cell, subset), "decompose", weights)
+    tuned = _module(layout.finetuned(cell, subset), "finetune", weights)
     parameters, flops = as_cut.report["parameters"], as_cut.report["flops"]
     return {
         "method": cell.method,
@@ -109,14 +111,19 @@ def _module_row(
         "parameters_ratio": parameters / parent["parameters"],
         "flops_ratio": flops / parent["flops"],
         "certificate": as_cut.certificate["error"],
+        "vacuous": as_cut.certificate["vacuous"],
         "blocked": len(as_cut.report["blocked"]),
     }
 
 
-def _existing(folder: Path, command: str) -> Path:
+def _module(folder: Path, command: str, weights: str) -> DecomposedModule:
+    """The module in `folder`, which must have been cut from the cell's present weights."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no module here; run `nemo {command}` first")
-    return folder
+    module = load(folder)
+    if module.info.get("parent_sha256") != weights:
+        raise ValueError(f"{folder}: a module of other weights; run `nemo {command}` again")
+    return module
 
 
 def _test(data: Prepared, device: torch.device) -> Batches:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo.files import new_folder, write_json
+from nemo.files import new_folder, read_json, write_json
 from nemo.identifier import Modular
 from nemo.masks import (
     ClassMasks,
@@ -26,11 +27,16 @@ from nemo.masks import (
 
 
 def measure_masks(
-    modular: Modular, batches: Iterable[tuple[Tensor, Tensor]], threshold: float, out: Path
+    modular: Modular,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    threshold: float,
+    out: Path,
+    parent_sha256: str,
 ) -> None:
     """Write the class masks of `modular` over `batches`, and their metrics, to the folder `out`.
 
-    One pass over the images. The samples' bits, which cohesion needs, are kept eight to a byte.
+    `parent_sha256` is that of the weights, kept so that nothing else is cut with these masks. One
+    pass over the images. The samples' bits, which cohesion needs, are kept eight to a byte.
     """
     packed: list[tuple[np.ndarray, Tensor]] = []
 
@@ -46,20 +52,27 @@ def measure_masks(
             {layer: mask.contiguous() for layer, mask in masks.items()},
             folder / "masks.safetensors",
         )
-        write_json(folder / "metrics.json", _metrics(masks, packed, threshold))
+        metrics = {**_metrics(masks, packed, threshold), "parent_sha256": parent_sha256}
+        write_json(folder / "metrics.json", metrics)
 
 
-def load_class_masks(folder: Path, layers: Iterable[str]) -> ClassMasks:
+def load_class_masks(folder: Path, layers: Iterable[str], parent_sha256: str) -> ClassMasks:
     """The class masks of a `measure_masks` folder, in the order of `layers`.
 
     Raises:
         FileNotFoundError: there are none.
+        ValueError: they are damaged, or of other weights than `parent_sha256`.
     """
     file = folder / "masks.safetensors"
     if not file.exists():
         raise FileNotFoundError(f"{folder}: no class masks here; run `nemo masks` first")
-    masks = load_file(file)
-    return ClassMasks({layer: masks[layer] for layer in layers}, {})
+    if read_json(folder / "metrics.json").get("parent_sha256") != parent_sha256:
+        raise ValueError(f"{folder}: class masks of other weights; run `nemo masks` again")
+    try:
+        masks = load_file(file)
+        return ClassMasks({layer: masks[layer] for layer in layers}, {})
+    except (SafetensorError, KeyError):
+        raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
 def _metrics(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nemo.config import Architectures, CnnShape, DeitShape, Params
+from nemo.cost import count_parameters
 from nemo.data import Augment, Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
@@ -19,34 +22,41 @@ from nemo.identifier import Modular, modularize
 from nemo.layout import Cell
 from nemo.models import build_model, family_of
 from nemo.models.registry import Shape
-from nemo.training.checkpoint import open_checkpoint
+from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task
 
 OnEpoch = Callable[[int, Row], None]
+WEIGHTS = "weights.safetensors"
 
 
 def train_cell(
     params: Params, cell: Cell, data: Prepared, out: Path, on_epoch: OnEpoch = lambda e, r: None
 ) -> None:
-    """Train `cell` on `data` and write weights, history and metrics to the folder `out`."""
+    """Train `cell` on `data` and write weights, history and metrics to the folder `out`.
+
+    Raises:
+        OSError: `out` cannot be written; found before any training.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
     shape = params.architecture.of(cell.model)
     teacher = None
     if isinstance(shape, DeitShape):
         teacher = _train_teacher(params, cell, data, shape.teacher)
-    model, history = _train(params, cell, data, shape, teacher, on_epoch)
-    base = model.model if isinstance(model, Modular) else model
-    parameters = sum(p.numel() for p in base.parameters())
-    with new_folder(out) as folder:
-        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(state, folder / "weights.safetensors")
+    # the checkpoint goes only once the result is there
+    with open_checkpoint(_key(params, cell, data, shape)) as checkpoint, new_folder(out) as folder:
+        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch)
+        base = model.model if isinstance(model, Modular) else model
+        parameters = count_parameters(base)
+        _save_weights(model, folder / WEIGHTS)
         write_csv(folder / "history.csv", history)
         write_json(folder / "cell.json", _describe(cell, data, shape))
         write_json(
             folder / "metrics.json",
             {
                 "epochs": len(history),
-                "generator_parameters": sum(p.numel() for p in model.parameters()) - parameters,
+                "generator_parameters": count_parameters(model) - parameters,
                 "parameters": parameters,
                 "val_accuracy": history[-1]["val_accuracy"],
             },
@@ -63,12 +73,25 @@ def load_cell(folder: Path) -> nn.Module:
         about = read_json(folder / "cell.json")
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no trained cell here; run `nemo train` first") from None
-    shape = _shape_of(about)
-    model: nn.Module = build_model(about["model"], about["classes"], about["image_size"], shape)
-    if about["method"] != "standard":
-        model = modularize(model)
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    try:
+        shape = _shape_of(about)
+        model: nn.Module = build_model(about["model"], about["classes"], about["image_size"], shape)
+        if about["method"] != "standard":
+            model = modularize(model)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (KeyError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: damaged, or of other code ({why}); train it again") from None
     return model.eval()
+
+
+def weights_sha256(folder: Path) -> str:
+    """What tells one training of a cell from another."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def _save_weights(model: nn.Module, file: Path) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file)
 
 
 def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) -> nn.Module:
@@ -80,16 +103,18 @@ def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) 
     teacher_cell = Cell(cell.dataset, "resnet18", "standard", cell.seed)
     key = {**_key(params, teacher_cell, data, shape), "role": "teacher"}
     with open_checkpoint(key, keep=True) as checkpoint:
-        saved = checkpoint.folder / "teacher.safetensors"
+        saved = checkpoint.folder / WEIGHTS
+        if not saved.exists():
+            trained, _ = _train(
+                params, teacher_cell, data, shape, None, checkpoint, lambda epoch, row: None
+            )
+            partial = saved.with_suffix(".partial")
+            _save_weights(trained, partial)
+            partial.replace(saved)
+        # always from the file, so that every student sees the same bits
         model = build_model("resnet18", len(data.classes), data.size[0], shape)
-        if saved.exists():
-            model.load_state_dict(load_file(saved))
-            return model.to(resolve_device(params.device))
-        trained, _ = _train(params, teacher_cell, data, shape, None, lambda e, r: None)
-        partial = saved.with_suffix(".partial")
-        save_file({k: v.cpu().contiguous() for k, v in trained.state_dict().items()}, partial)
-        partial.rename(saved)
-        return trained
+        model.load_state_dict(load_file(saved))
+        return model.to(resolve_device(params.device))
 
 
 def _train(
@@ -98,6 +123,7 @@ def _train(
     data: Prepared,
     shape: Shape,
     teacher: nn.Module | None,
+    checkpoint: Checkpoint,
     on_epoch: OnEpoch,
 ) -> tuple[nn.Module, list[Row]]:
     device = resolve_device(params.device)
@@ -107,7 +133,7 @@ def _train(
         base.set_distilled_training(True)  # type: ignore[operator]
     family = family_of(cell.model, base)
     model = base if cell.method == "standard" else modularize(base)
-    channels_last = params.train.channels_last and family == "cnn"
+    channels_last = params.train.channels_last and family == "cnn" and _may_be_channels_last(model)
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -129,20 +155,31 @@ def _train(
     def validate() -> Row:
         return {"val_accuracy": accuracy(*predict(model, validation))}
 
-    with open_checkpoint(_key(params, cell, data, shape)) as checkpoint:
-        history = fit(
-            model,
-            make_task(params, cell.method, family, teacher),
-            train,
-            Plan.of(params.train, family),
-            device=device,
-            validate=validate,
-            amp=params.train.amp,
-            checkpoint=checkpoint,
-            on_epoch=on_epoch,
-            title=cell.name,
-        )
+    history = fit(
+        model,
+        make_task(params, cell.method, family, teacher),
+        train,
+        Plan.of(params.train, family),
+        device=device,
+        validate=validate,
+        amp=params.train.amp,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+        title=cell.name,
+    )
     return model, history
+
+
+def _may_be_channels_last(model: nn.Module) -> bool:
+    """Not with a strided 1 x 1 convolution of fewer than 16 channels: on more than one CPU thread,
+    torch 2.14's channels-last kernel for it writes out of bounds."""
+    return not any(
+        isinstance(m, nn.Conv2d)
+        and m.kernel_size == (1, 1)
+        and max(m.stride) > 1
+        and m.in_channels < 16
+        for m in model.modules()
+    )
 
 
 def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:

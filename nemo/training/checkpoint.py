@@ -58,7 +58,11 @@ def open_checkpoint(
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
     root.mkdir(parents=True, exist_ok=True)
     with (root / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for the process that trains the same cell ({lock.name})", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         folder.mkdir(exist_ok=True)
         (folder / "key.json").write_text(text)
         yield Checkpoint(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nemo.layout import Cell
 from nemo.masks import retention_rate
 from nemo.models import family_of
 from nemo.sites import HEAD, find_sites
-from nemo.training.cell import load_cell
+from nemo.training.cell import load_cell, weights_sha256
 
 
 def cut_module(
@@ -31,7 +30,8 @@ def cut_module(
     modular = load_cell(trained)
     assert isinstance(modular, Modular), cell.name
     classes = parse_subset(subset, data["classes"])
-    chosen = load_class_masks(masks, modular.layers).select(classes)
+    parent = weights_sha256(trained)
+    chosen = load_class_masks(masks, modular.layers, parent).select(classes)
     module = decompose(modular, chosen)
     save(
         module,
@@ -42,9 +42,7 @@ def cut_module(
             "family": family_of(cell.model, modular.model),
             "heads": _heads(modular.model, len(data["classes"])),
             "nrr": round(retention_rate(chosen), 6),
-            "parent_sha256": hashlib.sha256(
-                (trained / "weights.safetensors").read_bytes()
-            ).hexdigest(),
+            "parent_sha256": parent,
             "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
             "subset": subset,
         },

@@ -5,7 +5,7 @@ The epoch is chosen on validation images; the authors' code takes the best one o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nemo.artefact import load, save
 from nemo.config import Family, Params
 from nemo.data import Augment, Batches, Prepared
+from nemo.decompose.program import DecomposedModule
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import new_folder, write_csv, write_json
@@ -24,10 +25,13 @@ from nemo.training.tasks import Task, cross_entropy
 
 def finetune_module(params: Params, cell: Cell, module: Path, data: Prepared, out: Path) -> None:
     """Fine-tune the module in the folder `module` on its classes; save it, its history and its
-    validation figures to `out`."""
+    validation figures to `out`.
+
+    Raises:
+        ArtefactError: there is no module in the folder, or it is damaged.
+        ValueError: a new head is asked for, and the module does not know its head.
+    """
     loaded = load(module)
-    if params.finetune.head == "new":
-        reset_head(loaded, loaded.info["heads"])
     assert loaded.classes is not None, module
     subset = data.restrict(loaded.classes)
     title = f"{cell.name} {loaded.info['subset']}"
@@ -57,14 +61,21 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     for norm in norms:
         norm.train()
     for images, _ in batches:
-        module(images)
+        if len(images) > 1:  # one image has no statistics where a map is a single pixel
+            module(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.train(training)
 
 
-def reset_head(module: nn.Module, names: Iterable[str]) -> None:
-    """Draw the classifier's weights anew: the head of the authors' modules is a new one."""
+def reset_head(module: nn.Module, names: Sequence[str]) -> None:
+    """Draw the classifier's weights anew: the head of the authors' modules is a new one.
+
+    Raises:
+        ValueError: no names; the classifier is no Linear that reads one vector per image.
+    """
+    if not names:
+        raise ValueError("finetune.head: this module's classifier cannot be replaced; use inherit")
     for name in names:
         head = module.get_submodule(name)
         assert isinstance(head, nn.Linear), name
@@ -72,13 +83,13 @@ def reset_head(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def finetune(
-    module: nn.Module, data: Prepared, family: Family, params: Params, seed: int, title: str
+    module: DecomposedModule, data: Prepared, family: Family, params: Params, seed: int, title: str
 ) -> tuple[list[Row], dict[str, float]]:
     """Fine-tune `module` in place on `data`, whose labels must be those of its logits.
 
-    Epoch 0 is the module after `recalibrate_bn` (where asked for), before any training step; the
-    weights of the epoch with the best validation accuracy are kept, the lower validation loss
-    deciding between equals.
+    Epoch 0 is the module with its new head or re-estimated BatchNorm, where params ask for them,
+    before any training step. The weights of the epoch with the best validation accuracy are kept,
+    the lower validation loss deciding between equals.
 
     Returns:
         The history, a row per epoch, and the metrics: validation accuracy as cut, at the chosen
@@ -109,6 +120,8 @@ def finetune(
         }
 
     as_cut = validate()["val_accuracy"]
+    if recipe.head == "new":
+        reset_head(module, module.info["heads"])
     if recipe.recalibrate_bn:
         recalibrate_bn(module, plain)
     start = validate()

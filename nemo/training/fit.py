@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -97,7 +96,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         history = state["history"]
-        _set_rng(state["rng"])
+        _set_rng(state["rng"], device)
     with _progress() as progress:
         bar = progress.add_task(title, total=plan.epochs, completed=len(history), shown="")
         for epoch in range(len(history) + 1, plan.epochs + 1):
@@ -114,7 +113,7 @@ def fit(
                         "optimizer": optimizer.state_dict(),
                         "scheduler": scheduler.state_dict(),
                         "history": history,
-                        "rng": _get_rng(),
+                        "rng": _get_rng(device),
                     }
                 )
             on_epoch(epoch, row)
@@ -156,15 +155,22 @@ def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
     )
 
 
-def _get_rng() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _get_rng(device: torch.device) -> dict[str, Tensor]:
+    """The random states that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
-def _set_rng(state: dict[str, Any]) -> None:
+def _set_rng(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    elif "mps" in state:
+        torch.mps.set_rng_state(state["mps"].cpu())
 
 
 def _progress() -> Progress:

@@ -145,7 +145,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ({"a": 5, "b": 1}, {}, "class 'b' has too few images to hold some out for testing: 1"),
         ({"a": 5, "b": 2}, {}, "class 'b' has too few images to hold some out for validation: 1"),
-        ({"a": 5, "b": 5}, {"crop": 8}, "crop 8 on 8 x 8 images; accepted: 0 to 7"),
+        ({"a": 5, "b": 5}, {"crop": 8}, "crop: 8 on 8 x 8 images; accepted: 0 to 7"),
     ],
 )
 def test_what_cannot_be_prepared(

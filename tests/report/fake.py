@@ -11,6 +11,7 @@ from nemo.config import Params
 from nemo.layout import MODULAR, Cell, Layout, cells
 from nemo.report.results import read_json
 
+RECIPE = {"batch_size": 32, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.0}
 CLASSES = ["cat", "dog", "ship", "<b>frog</b>"]
 SETTINGS: dict[str, Any] = {
     "profile": "fake",
@@ -21,10 +22,17 @@ SETTINGS: dict[str, Any] = {
     "seeds": [0, 1],
     "data": {"tiny": {"source": "digits", "size": 16}},
     "architecture": {"vit_small": {"dim": 64, "depth": 4, "heads": 4}, "resnet18": {"width": 0.25}},
-    "train": {"epochs": 3, "optimizer": "adamw", "lr": {"cnn": 0.002, "transformer": 0.001}},
-    "loss": {"alpha": {"cnn": 2.0, "transformer": 0.2}, "tau": 0.2},
+    "train": RECIPE
+    | {
+        "epochs": 3,
+        "lr": {"cnn": 0.002, "transformer": 0.001},
+        "amp": False,
+        "channels_last": True,
+    },
+    "loss": {"alpha": {"cnn": 2.0, "transformer": 0.2}, "tau": 0.2, "form": "equation"},
     "mwt": {"alpha": 0.5, "beta": 1.5},
-    "finetune": {"epochs": 2, "optimizer": "adamw", "lr": 0.001},
+    "masks": {"threshold": 0.9},
+    "finetune": RECIPE | {"epochs": 2, "lr": 0.001, "head": "inherit", "recalibrate_bn": True},
 }
 LAYERS = {
     "resnet18": [f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)],
