@@ -2,7 +2,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help repro test lint mlflow
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+  $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
 
@@ -23,10 +25,14 @@ lint: $(READY) ## check style and types
 
 mlflow: $(READY) ## publish the results to MLflow and open its UI on port 5000
 	nemo publish
-	MLFLOW_DISABLE_TELEMETRY=true mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http*) echo "published; the UI is at $$MLFLOW_TRACKING_URI" ;; \
+	*) MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui \
+	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; \
+	esac
 
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q -e '.[dev,pipeline,report]'
 	touch $@
