@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import click
 from nemo.config import load_params
 from nemo.layout import Layout
 
+HEAD = "HEAD"  # the value of a bare --check: the last commit
 _params = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
@@ -20,28 +23,57 @@ _params = click.option(
 @click.option("--show", is_flag=True, help="Print the tables of the finished report.")
 @click.option(
     "--check",
-    "committed",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Compare the finished report's tables with those in this folder; fail on drift.",
+    "against",
+    is_flag=False,
+    flag_value=HEAD,
+    help="Compare the finished report's tables with the committed ones, or with those of another "
+    "folder, and fail on drift.",
 )
-def report(params_file: str, show: bool, committed: Path | None) -> None:
+def report(params_file: str, show: bool, against: str | None) -> None:
     """Write the tables, figures and page of the profile's results."""
     params = load_params(params_file)
     out = Layout().report(params.profile)
-    from nemo.report import check, render_tables, write_report
+    from nemo.report import render_tables, write_report
 
     if show:
         render_tables(out)
-    elif committed is not None:
-        drift = check(out, committed)
-        for line in drift:
-            click.echo(f"nemo: {line}", err=True)
-        if drift:
-            sys.exit(1)
-        click.echo(f"{out}: same rows as {committed}, every metric within its tolerance")
+    elif against == HEAD:
+        with tempfile.TemporaryDirectory() as folder:
+            _check(out, _committed(out, Path(folder)))
+    elif against is not None:
+        _check(out, Path(against))
     else:
         write_report(params, Path(), out)
         click.echo(f"wrote {out}/index.html")
+
+
+def _check(out: Path, committed: Path) -> None:
+    from nemo.report import check
+
+    drift = check(out, committed)
+    for line in drift:
+        click.echo(f"nemo: {line}", err=True)
+    if drift:
+        sys.exit(1)
+    click.echo(f"{out}: the same rows, and every metric within its tolerance")
+
+
+def _committed(out: Path, folder: Path) -> Path:
+    """The tables of `out` as the last commit has them, written into `folder`."""
+    listed = _git("ls-tree", "--name-only", "HEAD", f"{out}/").splitlines()
+    tables = [name for name in listed if name.endswith(".csv")]
+    if not tables:
+        raise ValueError(f"{out}: the last commit has no report there to compare with")
+    for name in tables:
+        (folder / Path(name).name).write_text(_git("show", f"HEAD:{name}"))
+    return folder
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"git {arguments[0]}: {done.stderr.strip().splitlines()[0]}")
+    return done.stdout
 
 
 @click.command()

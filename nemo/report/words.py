@@ -106,8 +106,7 @@ def diagnose(results: Results) -> list[Flag]:
 
 def _cell_flags(result: CellResult, standard: float) -> list[Flag]:
     m, where, flags = result.metrics, result.cell.name, []
-    nemo = result.cell.method == "nemo"
-    pull = "loss.alpha" if nemo else "mwt.alpha and mwt.beta"
+    nemo, pull = result.cell.method == "nemo", _pull(result.cell)
     loss = 100 * (standard - m["accuracy"])
     if loss > LOSS_LIMIT:
         what = f"loses {loss:.1f} points against the standard model ({percent(standard)} %)"
@@ -124,6 +123,11 @@ def _cell_flags(result: CellResult, standard: float) -> list[Flag]:
     return flags
 
 
+def _pull(cell: Cell) -> str:
+    """The params that pull masks apart."""
+    return "loss.alpha" if cell.method == "nemo" else "mwt.alpha and mwt.beta"
+
+
 def _module_flags(cell: Cell, module: ModuleResult) -> list[Flag]:
     m, flags = module.metrics, []
     where = f"{cell.name}, classes {module.subset}"
@@ -137,6 +141,9 @@ def _module_flags(cell: Cell, module: ModuleResult) -> list[Flag]:
     if m["certificate"] > CERTIFICATE_LIMIT:
         what = f"certificate {m['certificate']:.1e} is above {CERTIFICATE_LIMIT:.0e}"
         flags.append(Flag(where, what, "the module is not exact: please report it"))
+    if m.get("vacuous"):
+        what = "its logits hardly vary between images, so the certificate says little"
+        flags.append(Flag(where, what, f"too few neurons are left: {_pull(cell)} too high"))
     if m.get("blocked"):
         what = f"{m['blocked']} operations have no rule for smaller inputs"
         flags.append(Flag(where, what, "the module is exact, but larger than it could be"))

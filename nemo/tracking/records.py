@@ -61,7 +61,7 @@ def module_record(params: Params, result: CellResult, module: ModuleResult, pare
         "profile": params.profile,
         "subset": module.subset,
     }
-    settings = {**asdict(result.cell), "subset": module.subset}
+    settings = {**_settings(params, result.cell), "subset": module.subset}
     files = [module.folder / name for name in ARTEFACT if (module.folder / name).is_file()]
     key = f"{parent}/{module.subset}"
     return Record(key, tags, settings, metrics, module.history, module.metrics, files)

@@ -99,11 +99,18 @@ class Store:
             run_id = self._complete(record, results, still_open)
             for run in runs:
                 if run not in still_open:
-                    self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
+                    self._supersede(run.info.run_id)
         for run in still_open:
             if run.info.run_id != run_id:
                 self.client.delete_run(run.info.run_id)
         return run_id
+
+    def _supersede(self, run_id: str) -> None:
+        """Tag a run and the runs of its modules."""
+        query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+        modules = self.client.search_runs([self.experiment], query, max_results=1000)
+        for run in (run_id, *(module.info.run_id for module in modules)):
+            self.client.set_tag(run, SUPERSEDED, "true")
 
     def _complete(self, record: Record, results: str, candidates: list[Any]) -> str:
         run_id, missing = "", points(record.curves)
