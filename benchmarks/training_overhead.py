@@ -29,6 +29,7 @@ CASES: list[tuple[str, str, Shape, int]] = [
     ("vgg16", "full width", CnnShape(), 64),
     ("resnet18", "full width", CnnShape(), 64),
     ("vit_small", "full width", VitShape(), 64),
+    ("vit_small", "full width", VitShape(), 128),
     ("vgg16", "width 0.25", CnnShape(width=0.25), 128),
     ("resnet18", "width 0.25", CnnShape(width=0.25), 128),
     ("vit_small", "dim 96, depth 6", VitShape(dim=96, depth=6, heads=6), 128),

@@ -1,6 +1,7 @@
 """The whole pipeline, shrunken but real, through the commands that its stages call."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_the_files_agree_with_each_other(project, model):
         total = sum(mask.shape[1] for mask in masks.values())
         assert row["nrr"] == pytest.approx(kept / total, rel=1e-5)
         tuned = nemo.load(cell / "finetuned" / row["subset"])
-        assert tuned.info["finetuned"]["val_accuracy"] >= 0
+        assert set(tuned.info["finetuned"]) >= {"best_epoch", "val_accuracy"}
 
 
 def test_the_base_model_of_a_modular_cell_loads_into_the_standard_one(project):
@@ -148,6 +149,37 @@ def test_a_module_describes_itself_and_classifies_images(project, tmp_path):
     assert [int(line.split("\t")[1]) for line in lines] == expected.indices.tolist()
     values = [float(line.split("\t")[2]) for line in lines]
     assert values == pytest.approx(expected.values.tolist(), abs=1e-3)
+
+
+def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
+    shutil.copytree(project[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    other = {**TINY, "loss": {**TINY["loss"], "tau": 0.7}}
+    Path("params.yaml").write_text(yaml.safe_dump(other))
+    arguments = ["train", "--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    cut = CliRunner().invoke(cli, ["decompose", *arguments[1:], "--subset", "0+1"])
+    assert "class masks of other weights; run `nemo masks` again" in cut.stderr
+    measured = CliRunner().invoke(cli, ["evaluate", *arguments[1:5]])
+    assert "a module of other weights; run `nemo decompose` again" in measured.stderr
+    assert (cut.exit_code, measured.exit_code) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        (["3"], "subsets: '3' is one class; accepted: two or more"),
+        (["0+1", "0-1"], "subsets: '0+1' and '0-1' are the same classes"),
+        (["0+cat"], "cat"),
+    ],
+)
+def test_a_bad_subset_is_found_before_anything_is_written(tmp_path, monkeypatch, subsets, message):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**TINY, "subsets": subsets}))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["prepare", "--dataset", "digits"])
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "data/digits").exists()
 
 
 def test_no_file_names_a_machine_or_a_time(project):

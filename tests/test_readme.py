@@ -44,7 +44,7 @@ def commands():
             yield from ((document.name, line) for line in block.splitlines())
 
 
-@pytest.mark.parametrize(("document", "command"), commands())
+@pytest.mark.parametrize(("document", "command"), list(commands()))
 def test_a_command_is_one_that_ci_runs(document, command):
     """CI runs `make repro` and `make test` itself, and the other blocks line by line."""
     if command.startswith("make "):

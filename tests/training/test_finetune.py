@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -33,6 +34,17 @@ def test_the_best_epoch_is_restored_and_loss_decides_between_equals():
     assert epoch == 2
     assert row["val_loss"] == 0.4
     assert network.weight.item() == 2.0
+
+
+def test_a_head_that_cannot_be_replaced_is_an_error():
+    with pytest.raises(ValueError, match=r"finetune.head: this module's classifier cannot be"):
+        reset_head(model(), [])
+
+
+def test_a_last_batch_of_one_image_does_not_stop_recalibration():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.BatchNorm1d(3))
+    recalibrate_bn(network, Batches(split(5), *STATISTICS, 4))
+    assert network[2].num_batches_tracked == 1
 
 
 def test_a_new_head_is_drawn_anew_and_nothing_else():
