@@ -9,6 +9,7 @@ Shapes: B images, N_l neurons of layer l.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -113,10 +114,11 @@ class Modular(nn.Module):
 
     def _generate(
         self, sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...]
-    ) -> None:
-        pooled = _pool(args[0], isinstance(module, nn.Conv2d))
+    ) -> tuple[Tensor, ...]:
+        x, pooled = _Pool.apply(args[0], isinstance(module, nn.Conv2d))
         for site in sites:
             masks[site.layer] = self.generators[_key(site)](pooled)
+        return (x, *args[1:])
 
 
 def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
@@ -140,36 +142,55 @@ def _key(site: Site) -> str:
     return site.layer.replace(".", "_")  # ModuleDict keys may not hold dots
 
 
-def _pool(x: Tensor, is_conv: bool) -> Tensor:
-    """Mean over space (B, C, H, W) or tokens (B, ..., C), to (B, C)."""
-    x = x.flatten(2) if is_conv else x.flatten(1, -2)
-    over = 2 if is_conv else 1
-    # not `mean`: its backward writes a full-size gradient, that of `sum` is a view of a small one
-    return x.sum(over) / x.shape[over]
-
-
 def _multiply(
     sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
     found = [masks[site.layer] for site in sites]
     mask = found[0] if len(found) == 1 else torch.cat(found, 1)
     if sites[0].norm is not None or isinstance(module, nn.Conv2d):
-        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None]))
+        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None], sites[0].in_place))
     mask = mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
-    return cast(Tensor, _Scale.apply(output, mask))
+    return cast(Tensor, _Scale.apply(output, mask, sites[0].in_place))
+
+
+class _Pool(torch.autograd.Function):
+    """x itself, for the layer, and its mean over space (B, C, H, W) or tokens (B, ..., C), (B, C).
+
+    The layer alone reads this x, so that its gradient can take up that of the mean where it lies;
+    autograd would write out a third gradient of the size of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, is_conv: bool) -> tuple[Tensor, Tensor]:
+        ctx.over = tuple(range(2, x.ndim) if is_conv else range(1, x.ndim - 1))
+        return x, x.mean(ctx.over) if ctx.over else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None]:
+        for d in ctx.over:
+            for_mean = for_mean.unsqueeze(d)
+        pixels = math.prod(for_x.shape[d] for d in ctx.over)
+        return for_x.add_(for_mean / pixels), None
 
 
 class _Scale(torch.autograd.Function):
-    """`y * m` with m broadcast over space or tokens. The gradient for y has y's memory format;
-    that of autograd may not, which slows the backward pass of what comes before."""
+    """`y * m` with m broadcast over space or tokens, written over y where nothing else needs y.
+
+    The gradient for y has y's memory format; that of autograd may not, which slows the backward
+    pass of what comes before. In place saves a feature map a layer: the gradient for m is then
+    `sum(grad * y m) / m`, and 0 where m is 0, whose gradient the generator's relu drops anyway.
+    """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, m: Tensor) -> Tensor:
-        ctx.save_for_backward(y, m)
-        return y * m
+    def forward(ctx: Any, y: Tensor, m: Tensor, in_place: bool) -> Tensor:
+        ctx.in_place = in_place
+        # `data`: a Linear's output is a view, whose in-place autograd would copy the gradient twice
+        out = y.data.mul_(m) if in_place else y * m
+        ctx.save_for_backward(out if in_place else y, m)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         y, m = ctx.saved_tensors
         over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
         for_y, for_m = torch.empty_like(y), torch.empty_like(m)
@@ -179,4 +200,4 @@ class _Scale(torch.autograd.Function):
             torch.mul(grad_, m_, out=for_y_)
             product = grad_ * y_
             torch.sum(product, over, keepdim=True, out=for_m_) if over else for_m_.copy_(product)
-        return for_y, for_m
+        return for_y, torch.where(m > 0, for_m / m, 0) if ctx.in_place else for_m, None

@@ -29,6 +29,7 @@ class Site:
     start: int
     stop: int
     skip: str | None = None
+    in_place: bool = False  # whether the mask may be multiplied into the output where it lies
 
     @property
     def neurons(self) -> int:
@@ -41,6 +42,13 @@ class _Call:
     module: nn.Module
     input_ndim: int
     output: Tensor
+    version: int  # of the output, which every operation that writes over it adds to
+
+    @property
+    def kept(self) -> bool:
+        """Whether the output still was what it had been when the model ended."""
+        applies_more = hasattr(self.module, "act")  # timm's BatchNormAct2d: masked in its midst
+        return self.output._version == self.version and not applies_more
 
 
 def example_input(model: nn.Module) -> Tensor:
@@ -66,14 +74,20 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
 
     A fused attention projection (a Linear called `qkv`) is three sites: q, k and v.
     """
-    calls, norm_of = _trace(model, example_input(model) if example is None else example)
+    calls, norms = _trace(model, example_input(model) if example is None else example)
+    # the run is in eval mode, where a dropout in place does not show
+    dropout = any(
+        isinstance(m, nn.modules.dropout._DropoutNd) and m.inplace for m in model.modules()
+    )
     counts = Counter(call.name for call in calls)
     first_conv = next((c.name for c in calls if isinstance(c.module, nn.Conv2d)), None)
     first_block = _first_token_block(calls)
     sites: list[Site] = []
     for call in {c.name: c for c in calls}.values():
         skip = _skip_reason(call, counts[call.name], first_conv, first_block)
-        sites += _sites_of(call, norm_of.get(call.name), skip)
+        norm = norms.get(call.name)
+        in_place = (norm or call).kept and not dropout
+        sites += _sites_of(call, norm.name if norm else None, skip, in_place)
     called = set(counts)
     for name, module in model.named_modules():
         if isinstance(module, MASKABLE) and name not in called:
@@ -82,19 +96,20 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
     return sites
 
 
-def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, str]]:
+def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, _Call]]:
     """Run once and record the maskable calls, and for each convolution the BatchNorm reading it."""
     calls: list[_Call] = []
-    readers: dict[int, list[str]] = {}  # id of a tensor -> BatchNorms that read it
+    readers: dict[int, list[_Call]] = {}  # id of a tensor -> BatchNorms that read it
     alive: list[Tensor] = []  # an id is a tensor's own for only as long as the tensor lives
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            call = _Call(name, module, args[0].ndim, output, output._version)
             if isinstance(module, nn.BatchNorm2d):
                 alive.append(args[0])
-                readers.setdefault(id(args[0]), []).append(name)
+                readers.setdefault(id(args[0]), []).append(call)
             else:
-                calls.append(_Call(name, module, args[0].ndim, output))
+                calls.append(call)
 
         return hook
 
@@ -141,14 +156,14 @@ def _skip_reason(call: _Call, count: int, first_conv: str | None, block: str | N
     return None
 
 
-def _sites_of(call: _Call, norm: str | None, skip: str | None) -> list[Site]:
+def _sites_of(call: _Call, norm: str | None, skip: str | None, in_place: bool) -> list[Site]:
     assert isinstance(call.module, MASKABLE)
     width = call.module.weight.shape[0]
     prefix, _, leaf = call.name.rpartition(".")
     if leaf != "qkv" or width % 3 or isinstance(call.module, nn.Conv2d):
-        return [Site(call.name, call.name, norm, 0, width, skip)]
+        return [Site(call.name, call.name, norm, 0, width, skip, in_place)]
     third = width // 3
     return [
-        Site(f"{prefix}.{part}".lstrip("."), call.name, None, i * third, (i + 1) * third, skip)
-        for i, part in enumerate("qkv")
+        Site(f"{prefix}.{part}".lstrip("."), call.name, None, i * third, end, skip, in_place)
+        for i, (part, end) in enumerate(zip("qkv", (third, 2 * third, width), strict=True))
     ]

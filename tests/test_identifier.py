@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -95,7 +96,9 @@ def test_a_fused_projection_is_masked_as_q_k_and_v():
     model = small("vit_small").eval()
     modular = nemo.modularize(model).eval()
     tokens = {}
-    model.blocks[1].attn.qkv.register_forward_hook(lambda m, a, y: tokens.update(x=a[0], y=y))
+    model.blocks[1].attn.qkv.register_forward_hook(
+        lambda m, a, y: tokens.update(x=a[0], y=y.clone())  # the mask may be written over y
+    )
     seen = {}
     images = torch.randn(2, 3, 16, 16)
     # the second hook runs after the mask's, which is registered for the time of the call only
@@ -120,6 +123,49 @@ def test_masks_carry_gradients_in_double_precision():
 
     weights = [p for n, p in modular.named_parameters() if not n.startswith("model.spare")]
     assert torch.autograd.gradcheck(loss, weights, atol=1e-6)
+
+
+class Overwriting(nn.Module):
+    """Layers whose output the next operation writes over, in eval mode or in training only."""
+
+    input_size = (3, 8, 8)
+
+    def __init__(self, after):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.after = after
+        self.last = nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.after(self.bn(self.conv(self.stem(x))))
+        return self.fc(self.after(self.last(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("after", "in_place"),
+    [
+        (nn.ReLU(), True),
+        (nn.ReLU(inplace=True), False),
+        (nn.SiLU(inplace=True), False),
+        (nn.Dropout(0.5, inplace=True), False),
+    ],
+    ids=str,
+)
+def test_an_output_that_is_written_over_later_keeps_its_gradient(after, in_place):
+    torch.manual_seed(0)
+    modular = nemo.modularize(Overwriting(after))
+    assert [site.in_place for site in modular.sites] == [in_place, in_place]
+    twin = copy.deepcopy(modular)
+    twin.sites = [dataclasses.replace(site, in_place=False) for site in twin.sites]
+    images = torch.randn(5, 3, 8, 8)
+    for one in (modular, twin):
+        torch.manual_seed(1)
+        one(images)[0].square().sum().backward()
+    for ours, literal in zip(modular.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, literal.grad)
 
 
 def test_a_copy_is_independent():
