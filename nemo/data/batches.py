@@ -39,7 +39,7 @@ class Batches:
     """Iterates over (images (B, 3, H, W) float32 normalised, labels (B,) int64) on `device`.
 
     The split moves to `device` once, as uint8, and is augmented there. `set_epoch` chooses the
-    epoch; without it every pass is the same. The last batch is shorter unless `drop_last`; when
+    epoch; without it every pass is the same. The last batch may be shorter; when
     shuffling (training), a last batch of a single image joins the one before it, because BatchNorm
     and the pairwise losses need two.
 
@@ -60,7 +60,6 @@ class Batches:
         shuffle: bool = False,
         augment: Augment | None = None,
         seed: int = 0,
-        drop_last: bool = False,
     ) -> None:
         least = 2 if shuffle else 1
         if len(split) < least or batch_size < least:
@@ -79,7 +78,7 @@ class Batches:
         deviation = torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
         self.scale = (1 / (255 * deviation)).float().to(device)
         self.shift = (-torch.tensor(mean).double().view(3, 1, 1) / deviation).float().to(device)
-        self.bounds = _bounds(len(split), batch_size, merge_single=shuffle, drop_last=drop_last)
+        self.bounds = _bounds(len(split), batch_size, merge_single=shuffle)
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -137,14 +136,10 @@ def shift_and_mirror(
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def _bounds(
-    count: int, batch_size: int, *, merge_single: bool, drop_last: bool
-) -> list[tuple[int, int]]:
+def _bounds(count: int, batch_size: int, *, merge_single: bool) -> list[tuple[int, int]]:
     """(start, stop) of each batch."""
     starts = range(0, count, batch_size)
     bounds = [(start, min(start + batch_size, count)) for start in starts]
-    if drop_last and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < batch_size:
-        bounds.pop()
-    elif merge_single and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+    if merge_single and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds

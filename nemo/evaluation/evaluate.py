@@ -96,7 +96,8 @@ def _module_row(
     test = _test(data.restrict(classes), device)
     weights = weights_sha256(layout.train(cell))
     as_cut = _module(layout.module(cell, subset), "decompose", weights)
-    tuned = _module(layout.finetuned(cell, subset), "finetune", weights)
+    finetuned = layout.finetuned(cell, subset)
+    tuned = _module(finetuned, "finetune", weights)
     parameters, flops = as_cut.report["parameters"], as_cut.report["flops"]
     return {
         "method": cell.method,
@@ -107,6 +108,7 @@ def _module_row(
         "accuracy": accuracy(*predict(tuned.to(device), test)),
         "nrr": as_cut.info["nrr"],
         "parameters": parameters,
+        "bytes": sum(file.stat().st_size for file in finetuned.iterdir() if "module" in file.name),
         "flops": flops,
         "parameters_ratio": parameters / parent["parameters"],
         "flops_ratio": flops / parent["flops"],

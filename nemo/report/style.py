@@ -11,7 +11,6 @@ from typing import Any
 
 # Okabe and Ito's colours, which the colour-blind tell apart
 COLOURS = {"standard": "#555555", "mwt": "#D55E00", "nemo": "#0072B2"}
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
 SETTINGS: dict[str, Any] = {
@@ -49,8 +48,8 @@ class Picture:
 
 
 def colour(method: str) -> str:
-    """The colour of a method; names without one of their own share the rest by their letters."""
-    return COLOURS.get(method, OTHERS[sum(map(ord, method)) % len(OTHERS)])
+    """The colour of a method, the same in every figure."""
+    return COLOURS[method]
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def cell_record(params: Params, cell: Cell, root: Path, result: CellResult | Non
 def module_record(params: Params, result: CellResult, module: ModuleResult, parent: str) -> Record:
     names = (
         *("accuracy", "accuracy_step0", "accuracy_standard", "accuracy_modular", "nrr"),
-        *("parameters", "flops", "parameters_ratio", "flops_ratio", "certificate"),
+        *("parameters", "bytes", "flops", "parameters_ratio", "flops_ratio", "certificate"),
     )
     metrics = {n: float(module.metrics[n]) for n in names if module.metrics.get(n) is not None}
     tags = {

@@ -98,17 +98,6 @@ def finetune(
     recipe = params.finetune
     device = resolve_device(params.device)
     module.to(device)
-    train = Batches(
-        data.splits["train"],
-        data.mean,
-        data.std,
-        recipe.batch_size,
-        device=device,
-        shuffle=True,
-        augment=Augment(flip=data.flip, crop=data.crop),
-        seed=seed,
-    )
-    plain = Batches(data.splits["train"], data.mean, data.std, recipe.batch_size, device=device)
     validation = Batches(data.splits["val"], data.mean, data.std, 512, device=device)
     torch.manual_seed(seed)
 
@@ -123,7 +112,7 @@ def finetune(
     if recipe.head == "new":
         reset_head(module, module.info["heads"])
     if recipe.recalibrate_bn:
-        recalibrate_bn(module, plain)
+        recalibrate_bn(module, _training_batches(data, recipe.batch_size, device))
     start = validate()
     best = _Best(module)
     best.see(0, start)
@@ -131,7 +120,7 @@ def finetune(
     history = fit(
         module,
         Task(cross_entropy),
-        train,
+        _training_batches(data, recipe.batch_size, device, augmented_by=seed),
         Plan.of(recipe, family, t_max),
         device=device,
         validate=validate,
@@ -146,6 +135,26 @@ def finetune(
         "val_accuracy_step0": as_cut,
     }
     return history, metrics
+
+
+def _training_batches(
+    data: Prepared, batch_size: int, device: torch.device, augmented_by: int | None = None
+) -> Batches:
+    """The training images, as they are or shuffled and augmented by a seed."""
+    split, mean, std = data.splits["train"], data.mean, data.std
+    if augmented_by is None:
+        return Batches(split, mean, std, batch_size, device=device)
+    augment = Augment(flip=data.flip, crop=data.crop)
+    return Batches(
+        split,
+        mean,
+        std,
+        batch_size,
+        device=device,
+        shuffle=True,
+        augment=augment,
+        seed=augmented_by,
+    )
 
 
 class _Best:

@@ -41,7 +41,7 @@ class Task:
             "loss": task + penalty,
             "task": task,
             **parts,
-            "mask_on": _mask_on(masks),
+            **_mask_health(masks),
             "train_accuracy": _accuracy(output, labels),
         }
 
@@ -111,7 +111,9 @@ def _accuracy(output: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _mask_on(masks: Masks) -> Tensor:
-    """Fraction of the bits of this batch's sample masks that are on (not the class masks' NRR)."""
+def _mask_health(masks: Masks) -> Parts:
+    """Of this batch's sample masks: the fraction of bits that are on (not the class masks' NRR),
+    and that of layers in which a sample has no bit on: its signal ends there."""
     on = torch.stack([(mask > 0).sum() for mask in masks.values()]).sum()
-    return on / sum(mask.numel() for mask in masks.values())
+    dead = torch.stack([(mask <= 0).all(1).float().mean() for mask in masks.values()])
+    return {"mask_on": on / sum(mask.numel() for mask in masks.values()), "dead_rate": dead.mean()}

@@ -119,20 +119,18 @@ def test_the_split_is_left_untouched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "shuffle", "drop_last", "sizes"),
+    ("count", "shuffle", "sizes"),
     [
-        (9, False, False, [4, 4, 1]),
-        (9, True, False, [4, 5]),
-        (10, True, False, [4, 4, 2]),
-        (9, True, True, [4, 4]),
-        (9, False, True, [4, 4]),
-        (8, True, True, [4, 4]),
-        (3, True, True, [3]),
-        (1, False, False, [1]),
+        (9, False, [4, 4, 1]),
+        (9, True, [4, 5]),
+        (10, True, [4, 4, 2]),
+        (8, True, [4, 4]),
+        (3, True, [3]),
+        (1, False, [1]),
     ],
 )
-def test_sizes_of_batches(count: int, shuffle: bool, drop_last: bool, sizes: list[int]) -> None:
-    batches = Batches(split_of(count), MEAN, STD, 4, shuffle=shuffle, drop_last=drop_last)
+def test_sizes_of_batches(count: int, shuffle: bool, sizes: list[int]) -> None:
+    batches = Batches(split_of(count), MEAN, STD, 4, shuffle=shuffle)
     assert [len(labels) for _, labels in batches] == sizes
     assert len(batches) == len(sizes)
 

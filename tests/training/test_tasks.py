@@ -4,7 +4,14 @@ import torch.nn.functional as F
 
 import nemo
 from nemo.models import build_model
-from nemo.training.tasks import Distillation, Task, contrastive_penalty, cross_entropy, mwt_penalty
+from nemo.training.tasks import (
+    Distillation,
+    Task,
+    _mask_health,
+    contrastive_penalty,
+    cross_entropy,
+    mwt_penalty,
+)
 from tests.test_models import SMALL
 
 
@@ -28,6 +35,12 @@ def test_nemo_adds_alpha_times_the_contrastive_loss(batch):
     torch.testing.assert_close(parts["loss"], F.cross_entropy(logits, labels) + 1.5 * contrast)
     on = torch.cat(list(masks.values()), 1) > 0
     torch.testing.assert_close(parts["mask_on"], on.float().mean())
+    assert parts["dead_rate"] == 0
+
+
+def test_a_layer_without_a_bit_on_is_dead():
+    masks = {"a": torch.tensor([[0.0, 0.0], [0.3, 0.0]]), "b": torch.tensor([[0.1], [0.2]])}
+    assert _mask_health(masks) == {"mask_on": torch.tensor(0.5), "dead_rate": torch.tensor(0.25)}
 
 
 def test_mwt_adds_its_two_terms(batch):
