@@ -31,9 +31,19 @@ WEIGHTS = "weights.safetensors"
 
 
 def train_cell(
-    params: Params, cell: Cell, data: Prepared, out: Path, on_epoch: OnEpoch = lambda e, r: None
+    params: Params,
+    cell: Cell,
+    data: Prepared,
+    out: Path,
+    on_epoch: OnEpoch = lambda e, r: None,
+    *,
+    watch_test: bool = False,
 ) -> None:
     """Train `cell` on `data` and write weights, history and metrics to the folder `out`.
+
+    Args:
+        watch_test: also put the test accuracy of each epoch into the history, for those who compare
+            with papers that report the best one. It decides nothing.
 
     Raises:
         OSError: `out` cannot be written; found before any training.
@@ -45,8 +55,11 @@ def train_cell(
     if isinstance(shape, DeitShape):
         teacher = _train_teacher(params, cell, data, shape.teacher)
     # the checkpoint goes only once the result is there
-    with open_checkpoint(_key(params, cell, data, shape)) as checkpoint, new_folder(out) as folder:
-        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch)
+    key = {**_key(params, cell, data, shape), "watch_test": watch_test}
+    with open_checkpoint(key) as checkpoint, new_folder(out) as folder:
+        model, history = _train(
+            params, cell, data, shape, teacher, checkpoint, on_epoch, watch_test
+        )
         base = model.model if isinstance(model, Modular) else model
         parameters = count_parameters(base)
         _save_weights(model, folder / WEIGHTS)
@@ -125,6 +138,7 @@ def _train(
     teacher: nn.Module | None,
     checkpoint: Checkpoint,
     on_epoch: OnEpoch,
+    watch_test: bool = False,
 ) -> tuple[nn.Module, list[Row]]:
     device = resolve_device(params.device)
     torch.manual_seed(cell.seed)
@@ -148,12 +162,15 @@ def _train(
         augment=Augment(flip=data.flip, crop=data.crop),
         seed=cell.seed,
     )
-    validation = Batches(
-        data.splits["val"], data.mean, data.std, 512, device=device, channels_last=channels_last
-    )
+    watched = {
+        f"{split}_accuracy": Batches(
+            data.splits[split], data.mean, data.std, 512, device=device, channels_last=channels_last
+        )
+        for split in (("val", "test") if watch_test else ("val",))
+    }
 
     def validate() -> Row:
-        return {"val_accuracy": accuracy(*predict(model, validation))}
+        return {name: accuracy(*predict(model, batches)) for name, batches in watched.items()}
 
     history = fit(
         model,

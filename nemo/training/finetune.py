@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from nemo.artefact import load, save
 from nemo.config import Family, Params
 from nemo.data import Augment, Batches, Prepared
-from nemo.decompose.program import DecomposedModule
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import new_folder, write_csv, write_json
@@ -23,9 +22,20 @@ from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import Task, cross_entropy
 
 
-def finetune_module(params: Params, cell: Cell, module: Path, data: Prepared, out: Path) -> None:
+def finetune_module(
+    params: Params,
+    cell: Cell,
+    module: Path,
+    data: Prepared,
+    out: Path,
+    *,
+    watch_test: bool = False,
+) -> None:
     """Fine-tune the module in the folder `module` on its classes; save it, its history and its
     validation figures to `out`.
+
+    Args:
+        watch_test: as in `finetune`.
 
     Raises:
         ArtefactError: there is no module in the folder, or it is damaged.
@@ -35,7 +45,16 @@ def finetune_module(params: Params, cell: Cell, module: Path, data: Prepared, ou
     assert loaded.classes is not None, module
     subset = data.restrict(loaded.classes)
     title = f"{cell.name} {loaded.info['subset']}"
-    history, metrics = finetune(loaded, subset, loaded.info["family"], params, cell.seed, title)
+    history, metrics = finetune(
+        loaded,
+        subset,
+        loaded.info["family"],
+        params,
+        cell.seed,
+        title,
+        heads=loaded.info["heads"],
+        watch_test=watch_test,
+    )
     with new_folder(out) as folder:
         save(loaded.cpu(), folder, {"finetuned": metrics})
         write_csv(folder / "history.csv", history)
@@ -83,13 +102,26 @@ def reset_head(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def finetune(
-    module: DecomposedModule, data: Prepared, family: Family, params: Params, seed: int, title: str
+    module: nn.Module,
+    data: Prepared,
+    family: Family,
+    params: Params,
+    seed: int,
+    title: str,
+    *,
+    heads: Sequence[str] = (),
+    watch_test: bool = False,
 ) -> tuple[list[Row], dict[str, float]]:
     """Fine-tune `module` in place on `data`, whose labels must be those of its logits.
 
     Epoch 0 is the module with its new head or re-estimated BatchNorm, where params ask for them,
     before any training step. The weights of the epoch with the best validation accuracy are kept,
     the lower validation loss deciding between equals.
+
+    Args:
+        heads: names of the classifier's layers, which `finetune.head: new` draws anew.
+        watch_test: also put the test accuracy of each epoch into the history, for those who compare
+            with papers that report the best one. It decides nothing.
 
     Returns:
         The history, a row per epoch, and the metrics: validation accuracy as cut, at the chosen
@@ -98,19 +130,25 @@ def finetune(
     recipe = params.finetune
     device = resolve_device(params.device)
     module.to(device)
-    validation = Batches(data.splits["val"], data.mean, data.std, 512, device=device)
+    validation, test = (
+        Batches(data.splits[split], data.mean, data.std, 512, device=device)
+        for split in ("val", "test")
+    )
     torch.manual_seed(seed)
 
     def validate() -> Row:
         logits, labels = predict(module, validation)
-        return {
+        row: Row = {
             "val_accuracy": accuracy(logits, labels),
             "val_loss": cross_entropy(logits, logits, labels).item(),
         }
+        if watch_test:
+            row["test_accuracy"] = accuracy(*predict(module, test))
+        return row
 
     as_cut = validate()["val_accuracy"]
     if recipe.head == "new":
-        reset_head(module, module.info["heads"])
+        reset_head(module, heads)
     if recipe.recalibrate_bn:
         recalibrate_bn(module, _training_batches(data, recipe.batch_size, device))
     start = validate()
