@@ -1,0 +1,85 @@
+"""The mask gap: what accuracy a module loses before fine-tuning, and what wins it back.
+
+The modular model multiplies neurons by soft masks of each sample; a module has one binary mask for
+all. On validation images, with the logits restricted to the subset: `soft` is the modular model,
+`binary` the module as cut, `mean` has each kept neuron scaled by its mask's mean over the subset's
+training images instead of 1, and `+ bn` re-estimates BatchNorm on these images.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nemo.config import Params
+from nemo.data import Batches, Prepared, parse_subset
+from nemo.device import resolve_device
+from nemo.evaluation.modular import load_class_masks
+from nemo.evaluation.predict import accuracy, predict
+from nemo.identifier import Modular
+from nemo.layout import Cell, Layout
+from nemo.training.cell import load_cell, weights_sha256
+from nemo.training.finetune import recalibrate_bn
+
+
+def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
+    """A row of validation accuracies per subset."""
+    device = resolve_device(params.device)
+    modular = load_cell(layout.train(cell)).to(device)
+    assert isinstance(modular, Modular)
+    weights = weights_sha256(layout.train(cell))
+    masks = load_class_masks(layout.masks(cell), modular.layers, weights)
+    rows = []
+    for subset in params.subsets:
+        classes = parse_subset(subset, data.classes)
+        part = data.restrict(classes)
+        train, validation = (
+            Batches(part.splits[s], data.mean, data.std, 256, device=device)
+            for s in ("train", "val")
+        )
+        binary = {layer: mask.to(device).float() for layer, mask in masks.select(classes).items()}
+        mean = {layer: m * binary[layer] for layer, m in _mean_masks(modular, train).items()}
+        row: dict[str, Any] = {"method": cell.method, "subset": subset}
+        row["soft"] = _accuracy(modular, validation, classes)
+        for name, scales in (("binary", binary), ("mean", mean)):
+            model = _scaled(modular, scales)
+            row[name] = _accuracy(model, validation, classes)
+            recalibrate_bn(model, train)
+            row[f"{name} + bn"] = _accuracy(model, validation, classes)
+        rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def _mean_masks(modular: Modular, batches: Batches) -> dict[str, Tensor]:
+    """{layer: (N_l,)}: each neuron's soft mask, averaged over the images."""
+    modular.eval()
+    total: dict[str, Tensor] = {}
+    count = 0
+    for images, labels in batches:
+        count += len(labels)
+        for layer, mask in modular(images)[1].items():
+            total[layer] = total.get(layer, torch.zeros_like(mask[0])) + mask.sum(0)
+    return {layer: mask.clone() / count for layer, mask in total.items()}
+
+
+@torch.no_grad()
+def _scaled(modular: Modular, scales: dict[str, Tensor]) -> nn.Module:
+    """The base model with its masked neurons multiplied by constants, folded into the weights."""
+    model = copy.deepcopy(modular.model).eval()
+    for site in modular.sites:
+        module = model.get_submodule(site.norm or site.module)
+        scale = scales[site.layer]
+        rows = slice(None) if site.norm else slice(site.start, site.stop)
+        for parameter in module.parameters(recurse=False):
+            parameter[rows] *= scale.view(-1, *(1,) * (parameter.ndim - 1))
+    return model
+
+
+def _accuracy(model: nn.Module, batches: Batches, classes: list[int]) -> float:
+    """Of logits restricted to `classes`; the labels of the batches count within them."""
+    logits, labels = predict(model, batches)
+    return accuracy(logits[:, classes], labels)

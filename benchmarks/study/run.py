@@ -1,0 +1,182 @@
+"""Compute one unit, from training to the JSON file that the tables are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.study.baselines import measure_baselines
+from benchmarks.study.gap import mask_gap
+from benchmarks.study.plan import Unit
+from nemo.config import Params
+from nemo.data import Batches, Prepared
+from nemo.device import resolve_device
+from nemo.evaluation.evaluate import evaluate_model
+from nemo.evaluation.modular import measure_masks
+from nemo.files import read_json, write_json
+from nemo.layout import MODULAR, Cell, Layout, cells
+from nemo.report.results import read_history
+from nemo.training.cell import load_cell, train_cell, weights_sha256
+from nemo.training.cut import cut_module
+from nemo.training.finetune import finetune_module
+
+WORK = Path("study")
+CELLS = Path("reports/cifar10-cpu/cells")
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
+    """Compute what is missing of `unit` and write its file; a killed run goes on where it was."""
+    params = unit.params(profile)
+    layout = Layout(WORK / f"{unit.name}-{_digest([params.model_dump(), data.sha256])}")
+    chosen = [cell for cell in cells(params) if cell.method in unit.methods]
+    subsets = params.subsets if unit.modules else []
+    for cell in chosen:
+        _train(params, cell, data, layout)
+        if cell.method in MODULAR:
+            _modularize(params, cell, data, layout, subsets)
+    narrowed = params.model_copy(update={"methods": list(unit.methods), "subsets": subsets})
+    evaluate_model(narrowed, data.name, unit.model, data, layout)
+    extras: dict[str, Any] = {}
+    if unit.modules:
+        modular = [cell for cell in chosen if cell.method in MODULAR]
+        extras["gap"] = [row for c in modular for row in mask_gap(params, c, data, layout)]
+        extras["thresholds"] = [
+            row for c in modular for row in _thresholds(params, c, data, layout)
+        ]
+    if unit.baselines:
+        extras["baselines"] = measure_baselines(params, unit, data, layout)
+    file = CELLS / f"{unit.name}.json"
+    write_json(file, {**_facts(unit, params, data, layout, chosen, subsets), **extras})
+    return file
+
+
+def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
+    """Train a cell, or take it from a unit that had the same one."""
+    if layout.train(cell).exists():
+        return
+    section = {"standard": None, "mwt": params.mwt, "nemo": params.loss}[cell.method]
+    shape = params.architecture.of(cell.model)
+    key = [cell.name, params.train, shape, section, data.sha256]
+    shared = WORK / "trained" / _digest([getattr(k, "model_dump", lambda k=k: k)() for k in key])
+    if not shared.exists():
+        ends: list[float] = [time.perf_counter()]
+        train_cell(
+            params,
+            cell,
+            data,
+            shared,
+            lambda e, r: ends.append(time.perf_counter()),
+            watch_test=True,
+        )
+        gaps = [b - a for a, b in itertools.pairwise(ends)]
+        write_json(shared / "made.json", {**provenance(), "epoch_seconds": gaps})
+    shutil.copytree(shared, layout.train(cell))
+
+
+def _modularize(
+    params: Params, cell: Cell, data: Prepared, layout: Layout, subsets: list[str]
+) -> None:
+    """Class masks, and the modules of `subsets` as cut and fine-tuned."""
+    if not layout.masks(cell).exists():
+        _measure_masks(params, cell, data, layout, params.masks.threshold, layout.masks(cell))
+    meta = {
+        "classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size
+    }  # fmt: skip
+    for subset in subsets:
+        module = layout.module(cell, subset)
+        if not module.exists():
+            cut_module(cell, subset, layout.train(cell), layout.masks(cell), meta, module)
+        if not layout.finetuned(cell, subset).exists():
+            tuned = layout.finetuned(cell, subset)
+            finetune_module(params, cell, module, data, tuned, watch_test=True)
+
+
+def _measure_masks(
+    params: Params, cell: Cell, data: Prepared, layout: Layout, threshold: float, out: Path
+) -> None:
+    device = resolve_device(params.device)
+    modular = load_cell(layout.train(cell)).to(device)
+    batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
+    measure_masks(modular, batches, threshold, out, weights_sha256(layout.train(cell)))  # type: ignore[arg-type]
+
+
+def _thresholds(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
+    """T4: the class masks' figures at every threshold."""
+    rows = []
+    for threshold in THRESHOLDS:
+        folder = layout.masks(cell).with_name(f"masks-{threshold:g}")
+        if not folder.exists():
+            _measure_masks(params, cell, data, layout, threshold, folder)
+        metrics = read_json(folder / "metrics.json")
+        row = {key: metrics[key] for key in ("nrr", "cohesion", "coupling")}
+        rows.append({"method": cell.method, "threshold": threshold, **row})
+    return rows
+
+
+def _facts(
+    unit: Unit,
+    params: Params,
+    data: Prepared,
+    layout: Layout,
+    chosen: list[Cell],
+    subsets: list[str],
+) -> dict[str, Any]:
+    """What was measured and what it was measured with."""
+    evaluation = read_json(layout.evaluation(data.name, unit.model))
+    history, made = {}, {}
+    for cell in chosen:
+        history[cell.method] = read_history(
+            layout.train(cell) / "history.csv", layout.root, "train"
+        )
+        made[cell.method] = read_json(layout.train(cell) / "made.json")
+    tuned = {
+        f"{cell.method} {subset}": read_history(
+            layout.finetuned(cell, subset) / "history.csv", layout.root, "finetune"
+        )
+        for cell in chosen
+        if cell.method in MODULAR
+        for subset in subsets
+    }
+    return {
+        "unit": unit.name,
+        "changes": unit.changes,
+        "params": params.model_dump(),
+        "data_sha256": data.sha256,
+        "provenance": provenance(),
+        "trained": made,
+        "evaluation": evaluation,
+        "history": history,
+        "finetuning": tuned,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Of the figures being made now: revision, library and class of machine."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        "revision": git.stdout.strip(),
+        "torch": torch.__version__.split("+")[0],
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.study import run
+from benchmarks.study.plan import Unit, units
+from nemo.config import Params, load_params
+from nemo.data import load, prepare
+
+SHAPES = {"resnet18": {"width": 0.25}, "vit_small": {"dim": 24, "depth": 3, "heads": 2, "patch": 4}}
+
+
+def test_every_unit_has_params_that_the_profile_accepts():
+    profile = load_params("profiles/cifar10-cpu.yaml")
+    found = list(units())
+    assert len({unit.name for unit in found}) == len(found)
+    for unit in found:
+        assert unit.params(profile).models == [unit.model]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A profile on digits that trains in seconds, and its data."""
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["models"], raw["architecture"] = list(SHAPES), SHAPES
+    raw["train"]["epochs"] = raw["finetune"]["epochs"] = 1
+    raw["finetune"]["t_max"] = 1
+    raw["subsets"] = ["0+1"]
+    profile = Params.model_validate(raw)
+    prepare("digits", profile.data["digits"], tmp_path / "digits")
+    monkeypatch.setattr(run, "THRESHOLDS", (0.1, 0.9))
+    for name in ("WORK", "CELLS"):
+        monkeypatch.setattr(run, name, tmp_path / name)
+    return profile, load(tmp_path / "digits")
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model):
+    unit = Unit(f"{model}-0", model, 0, baselines=True)
+    facts = json.loads(run.run_unit(unit, *small).read_text())
+    modules = facts["evaluation"]["modules"]
+    assert {(m["method"], m["subset"]) for m in modules} == {("mwt", "0+1"), ("nemo", "0+1")}
+    nemo = next(m for m in modules if m["method"] == "nemo")
+    assert {row["baseline"] for row in facts["baselines"]} == {"random", "pruned", "dense"}
+    for row in facts["baselines"]:
+        assert 0.5 * nemo["parameters"] < row["parameters"] <= nemo["parameters"]
+        assert row["accuracy"] <= row["best_test_accuracy"] or row["best_epoch"] == 0
+    assert len(facts["thresholds"]) == 2 * 2
+    for row in facts["gap"]:
+        assert set(row) == {
+            "method",
+            "subset",
+            "soft",
+            "binary",
+            "binary + bn",
+            "mean",
+            "mean + bn",
+        }
+    assert all("test_accuracy" in row for row in facts["history"]["standard"])
+    assert len(facts["trained"]["nemo"]["epoch_seconds"]) == 1
+
+
+def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):
+    run.run_unit(Unit("first", "resnet18", 0, ("standard", "nemo"), modules=False), *small)
+    trained = []
+    original = run.train_cell
+    monkeypatch.setattr(
+        run,
+        "train_cell",
+        lambda p, cell, *a, **k: (trained.append(cell.method), original(p, cell, *a, **k)),
+    )
+    changed = Unit("alpha", "resnet18", 0, ("standard", "nemo"), {"loss.alpha": 0.5}, modules=False)
+    run.run_unit(changed, *small)
+    assert trained == ["nemo"]
