@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nemo.identifier import Modular
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
-PAIR_BLOCK = 2048  # rows of samples whose Jaccard similarities are in memory at a time
+PAIR_BLOCK = 2048  # rows of samples that are compared at a time
 
 
 class SubsetMasks(dict[str, Tensor]):
@@ -215,11 +215,12 @@ def cohesion(
     masks = _concat(class_masks).to(every.device)
     means = []
     for label in labels.unique().tolist():
-        rows = every[labels == label][:, masks[label]].float()
+        rows = every[labels == label][:, masks[label]]
         count = len(rows)
         if count < 2:
             continue
-        sums = [_jaccard(block, rows).double().sum() for block in rows.split(PAIR_BLOCK)]
+        blocks = rows.split(PAIR_BLOCK)  # as floats, two at a time: never samples x K of them
+        sums = [_jaccard(a.float(), b.float()).double().sum() for a in blocks for b in blocks]
         with_itself = rows.any(1).sum()  # J(i, i) is 1, or 0 for an empty row
         pairs = count * (count - 1)
         means.append(((torch.stack(sums).sum() - with_itself) / pairs).item())
