@@ -34,5 +34,5 @@ mlflow: $(READY) ## publish the results to MLflow and open its UI on port 5000
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -e '.[baselines,dev,pipeline,report]'
+	.venv/bin/python -m pip install -q -e '.[baselines,dev,onnx,pipeline,report]'
 	touch $@

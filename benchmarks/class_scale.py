@@ -103,7 +103,8 @@ def main() -> None:
         table.to_csv(out / "class_scale.csv", index=False, lineterminator="\n")
         caption = (
             f"{CLASSES:,} classes, {NEURONS:,} neurons in {LAYERS} layers, synthetic bits, "
-            f"one run, {torch.get_num_threads()} CPU threads, torch {torch.__version__.split('+')[0]}.\n\n"
+            f"one run, {torch.get_num_threads()} CPU threads, "
+            f"torch {torch.__version__.split('+')[0]}.\n\n"
         )
         (out / "class_scale.md").write_text(caption + table.to_markdown(index=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""Commands for a module that somebody was given: what it is, and what it says of an image."""
+"""Commands for a module that somebody was given: what it is, what it says, how it leaves nemo."""
 
 from __future__ import annotations
 
@@ -65,10 +65,46 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
         click.echo(f"{path}\t{names[best]}\t{row[best]:.4f}")
 
 
+@click.command()
+@_folder
+@click.option(
+    "--to", required=True, help="The format: onnx (onnxruntime and others) or pt2 (torch)."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The file.  [default: FOLDER/module.FORMAT]"
+)
+def export(folder: Path, to: str, out: Path | None) -> None:
+    """Write the module in FOLDER as one file for a runtime without nemo.
+
+    It takes float32 images of the module's size in batches of any length, normalised as the module
+    wants them: (pixels / 255 - mean) / std. Mean, std and class names are written into the file,
+    as ONNX metadata or as nemo.json inside the .pt2. Before it takes its name, the file is run on
+    random images and compared with the module.
+
+    Nothing in either file is pickled. But torch.export.load would unpickle what a stranger put
+    into a .pt2: the folder itself is what to pass on.
+    """
+    import torch
+
+    from nemo.export import TOLERANCE, export
+
+    done = export(folder, to, out)
+    theirs, ours = (f"{seconds * 1e3:.2f} ms" for seconds in (done.latency, done.module_latency))
+    lines = {
+        "wrote": f"{done.path}, {done.bytes:,} bytes",
+        "difference": f"{done.difference:.1e} of the logits' standard deviation "
+        f"(tolerance {TOLERANCE:.0e})",
+        "latency": f"{theirs} an image, {ours} by the module "
+        f"(medians, CPU, threads: {torch.get_num_threads()})",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name:<12} {value}")
+
+
 def _finetuned(info: dict[str, Any]) -> str:
     if "finetuned" not in info:
         return "no: as cut"
     return f"yes, validation accuracy {info['finetuned']['val_accuracy']:.3f}"
 
 
-COMMANDS = (inspect, predict)
+COMMANDS = (inspect, predict, export)
