@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from benchmarks.study import run
 from benchmarks.study.plan import Unit, units
+from benchmarks.study.tables import Table, read_units, setting, summarised, tables
 from nemo.config import Params, load_params
 from nemo.data import load, prepare
 
@@ -60,6 +62,17 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model):
         }
     assert all("test_accuracy" in row for row in facts["history"]["standard"])
     assert len(facts["trained"]["nemo"]["epoch_seconds"]) == 1
+    made = {table.name: table for table in tables(read_units(run.CELLS))}
+    assert set(made) >= {"T1-models", "T2-modules", "gap"}
+    kinds = set(summarised(made["T2-modules"])["kind"])
+    assert kinds == {"mwt", "nemo", "standard", "random", "pruned", "dense"}
+    assert "digits" in setting(read_units(run.CELLS))
+
+
+def test_over_seeds_there_is_a_mean_and_a_spread():
+    frame = pd.DataFrame({"model": ["a", "a", "b"], "seed": [0, 1, 0], "loss": [1.0, 3.0, None]})
+    shown = summarised(Table("T", "", "", ("model",), frame))
+    assert shown.to_dict("list") == {"model": ["a", "b"], "seeds": [2, 1], "loss": ["2 +- 1.4", ""]}
 
 
 def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):

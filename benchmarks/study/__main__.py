@@ -8,6 +8,7 @@ import click
 
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.run import CELLS, WORK, run_unit
+from benchmarks.study.tables import read_units, setting, summarised, tables
 from nemo.config import load_params
 from nemo.data import load, prepare
 
@@ -48,6 +49,21 @@ def run(names: tuple[str, ...], source: str | None, title: str | None) -> None:
     for unit in wanted:
         if names or not (CELLS / f"{unit.name}.json").exists():
             click.echo(run_unit(unit, profile, data))
+
+
+@cli.command("tables")
+def write_tables() -> None:
+    """The tables of all finished units, as CSV (a row per seed) and Markdown (over seeds)."""
+    units_done = read_units(CELLS)
+    if not units_done:
+        raise click.ClickException(f"{CELLS}: no finished unit; `python -m benchmarks.study run`")
+    for table in tables(units_done):
+        text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        (CELLS.parent / f"{table.name}.csv").write_text(text)
+        over_seeds = summarised(table).to_markdown(index=False, disable_numparse=True)
+        content = f"# {table.title}\n\n{setting(units_done)} {table.how}\n\n{over_seeds}\n"
+        (CELLS.parent / f"{table.name}.md").write_text(content)
+        click.echo(CELLS.parent / f"{table.name}.md")
 
 
 if __name__ == "__main__":
