@@ -1,0 +1,144 @@
+"""Commands that need no params file: a module of one's own model, and two modules as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+if TYPE_CHECKING:
+    from nemo.config import Params
+    from nemo.data import Prepared
+    from nemo.decompose import DecomposedModule
+
+_count = click.IntRange(min=1)
+_positive = click.FloatRange(min=0, min_open=True)
+_data = click.option(
+    "--data", "source", required=True, help="An image folder or .tar, digits, cifar10, svhn, ..."
+)
+_device = click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
+
+
+@click.command()
+@click.option("--model", required=True, help="timm/NAME, or one of ours, such as vgg16.")
+@_data
+@click.option("--classes", default="all", show_default=True, help="all, 0-4, 3+5, cat+dog.")
+@click.option("--out", type=click.Path(path_type=Path), help="A new folder for the module.")
+@click.option("--pretrained", is_flag=True, help="Start from timm's weights, which it downloads.")
+@click.option("--shape", multiple=True, help="Of our models: width=0.25, dim=64; repeatable.")
+@click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
+@click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
+@click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
+@click.option("--epochs", type=_count, help="Of training.  [40, a Transformer 60]")
+@click.option("--finetune-epochs", type=_count, help="Of fine-tuning.  [10]")
+@click.option("--lr", type=_positive, help="Of training.  [0.002, a Transformer 0.001]")
+@click.option("--alpha", type=float, help="Weight of the contrastive loss.  [2, a Transformer 0.2]")
+@click.option("--tau", type=_positive, help="Temperature of the contrastive loss.  [0.2]")
+@click.option("--threshold", type=float, help="Share of a class's images a neuron is on for. [0.9]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_device
+@click.option(
+    "--work", type=click.Path(path_type=Path), default="nemo-work", show_default=True,
+    help="Keeps the trained parent: its next module needs no training.",
+)  # fmt: skip
+@click.option("--list-layers", is_flag=True, help="Say what can be cut, and do nothing else.")
+def modularize(
+    model: str,
+    source: str,
+    classes: str,
+    out: Path | None,
+    pretrained: bool,
+    shape: tuple[str, ...],
+    seed: int,
+    work: Path,
+    list_layers: bool,
+    **options: Any,
+) -> None:
+    """Train your model on your images, and cut and fine-tune the module of some classes."""
+    if out is None and not list_layers:
+        raise click.UsageError("Missing option '--out'.")
+    from nemo.training.coverage import coverage, layer_table, rehearse
+    from nemo.training.own import check_new, make_module, own_params, train_parent, untrained
+
+    changes = {
+        "architecture": {**_shape(shape), **({"pretrained": True} if pretrained else {})},
+        "data.size": options["size"],
+        "data.flip": options["flip"],
+        "data.crop": options["crop"],
+        "device": options["device"],
+        "train.epochs": options["epochs"],
+        "train.lr": options["lr"],
+        "finetune.epochs": options["finetune_epochs"],
+        "loss.alpha": options["alpha"],
+        "loss.tau": options["tau"],
+        "masks.threshold": options["threshold"],
+    }
+    params = own_params(model, source, classes, seed, changes)
+    if out is not None:
+        check_new(out)
+    data = _prepared(params, work)
+    modular = untrained(params, data)
+    report = rehearse(modular, data)
+    _echo(coverage(modular, report))
+    if list_layers:
+        _echo(layer_table(modular.layers))
+        return
+    assert out is not None
+    layout = train_parent(params, data, work, click.echo)
+    module = make_module(params, data, layout, out, click.echo)
+    _echo(layer_table(modular.layers, module.report["layers"]))
+    _echo(_card(module))
+    click.echo(f"wrote {out}")
+
+
+def _echo(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _card(module: DecomposedModule) -> list[str]:
+    """What became of the parent: size, certificate and accuracies."""
+    report, measured = module.report, module.info["test_accuracy"]
+    names = ", ".join(module.info["class_names"])
+    share = report["parameters"] / report["parent_parameters"]
+    return [
+        f"classes: {names}",
+        f"parameters: {report['parameters']:,} of {report['parent_parameters']:,} ({share:.1%})",
+        f"FLOPs: {report['flops'] / report['parent_flops']:.1%} of the parent's",
+        f"certificate: error {module.certificate['error']:.1e} of the logits' standard deviation",
+        f"test accuracy of the parent, all its classes: {measured['all']:.1%}",
+        f"test accuracy of the parent, these classes:   {measured['subset']:.1%}",
+        f"test accuracy of the module, as cut:          {measured['as_cut']:.1%}",
+        f"test accuracy of the module, fine-tuned:      {measured['finetuned']:.1%}",
+    ]
+
+
+def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE options as a dict."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"--shape {pair}: accepted: KEY=VALUE, such as width=0.25")
+    return {key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in pairs)}
+
+
+def _prepared(params: Params, work: Path) -> Prepared:
+    """The images, decoded into the work folder once the classes are known to be good."""
+    from nemo.cli.stages import check_subsets
+    from nemo.data import load, prepare
+    from nemo.device import resolve_device
+    from nemo.layout import Layout
+
+    resolve_device(params.device)
+    ((name, source),) = params.data.items()
+    folder = Layout(work).data(name)
+    prepare(name, source, folder, check=lambda names: check_subsets(params, names))
+    data = load(folder)
+    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    size = " x ".join(map(str, data.size))
+    click.echo(f"{data.title}: {len(data.classes)} classes, {counts} images of {size}")
+    return data
+
+
+COMMANDS = (modularize,)
