@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,4 +143,65 @@ def _prepared(params: Params, work: Path) -> Prepared:
     return data
 
 
-COMMANDS = (modularize,)
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@_data
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+def merge(a: Path, b: Path, source: str, out: Path) -> None:
+    """Merge the modules in folders A and B, which have no class in common, into one.
+
+    Their logits are calibrated on the data's validation images, and both measured on its test
+    images.
+    """
+    from nemo.artefact import load, save
+    from nemo.data import Batches
+    from nemo.evaluation.predict import accuracy, predict
+    from nemo.files import new_folder
+    from nemo.merging import check_mergeable, class_names
+    from nemo.merging import merge as merge_modules
+    from nemo.training.own import check_new
+
+    check_new(out)
+    first, second = load(a), load(b)
+    names = check_mergeable(first, second)
+    if "preprocessing" not in first.info:
+        raise ValueError(f"{a}: the module does not say how images are prepared for it")
+    data = _images_of(names, source, first.input_size[1])
+    how = first.info["preprocessing"]
+    validation, test = (
+        Batches(data.splits[split], how["mean"], how["std"], 256) for split in ("val", "test")
+    )
+    module = merge_modules(first, second, validation)
+    with new_folder(out) as folder:
+        save(module, folder)
+    for path, part in zip((a, b), module.info["merged"], strict=True):
+        click.echo(f"{path}: logits x {part['scale']:.3f} {part['bias']:+.3f}")
+    measured = predict(module, test)
+    count = len(class_names(first))
+    for what, classes in ((a, range(count)), (b, range(count, len(names))), (out, None)):
+        click.echo(f"test accuracy of {what}: {accuracy(*measured, classes=classes):.1%}")
+    click.echo(f"wrote {out}")
+
+
+def _images_of(names: list[str], source: str, size: int) -> Prepared:
+    """The images of these classes, labelled in this order."""
+    from nemo.config import DataSource
+    from nemo.data import DataError, load, prepare
+    from nemo.training.own import data_source
+
+    def positions(classes: Sequence[str]) -> list[int]:
+        missing = [name for name in names if name not in classes]
+        if missing:
+            raise DataError(f"{source}: no class {missing[0]!r}, which a module has")
+        return [classes.index(name) for name in names]
+
+    name, where = data_source(source)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / name
+        prepare(name, DataSource(source=where, size=size), folder, check=positions)
+        data = load(folder)
+    return data.restrict(positions(data.classes))
+
+
+COMMANDS = (modularize, merge)

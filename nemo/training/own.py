@@ -73,7 +73,7 @@ def own_params(
         ValueError: an unknown model, or a value that is not accepted.
     """
     check_model_name(model)
-    name, source = _data_source(source)
+    name, source = data_source(source)
     raw: dict[str, Any] = {
         "profile": "own", "datasets": [name], "models": [model], "methods": ["standard", "nemo"],
         "subsets": [subset], "seeds": [seed], "data": {"source": source},
@@ -89,7 +89,7 @@ def own_params(
     return check_params(raw, "options")
 
 
-def _data_source(source: str) -> tuple[str, str]:
+def data_source(source: str) -> tuple[str, str]:
     """A name for the data, and its source; what is none of the known sources is a path."""
     if source in SOURCES[:-1]:
         return source, source
