@@ -23,9 +23,6 @@ from nemo.decompose.program import DecomposedModule
 from nemo.decompose.steps import INPUT, Ref, Step
 from nemo.evaluation.predict import accuracy, predict
 
-# Keeps the numbers finite where validation images are told apart without an error.
-PENALTY = 1e-3
-
 
 class Calibration(NamedTuple):
     """What a module's logits are multiplied by, and what is then added to them."""
@@ -105,6 +102,9 @@ def class_names(module: DecomposedModule) -> list[str]:
 def calibrate(logits: Tensor, labels: Tensor, count: int) -> tuple[Calibration, Calibration]:
     """The scale and bias of each module that minimise the cross-entropy, a convex problem.
 
+    The prior is that logits are right as they are, give or take 1: it weighs as much as one image
+    or so, and keeps the numbers finite where all images are told apart without an error.
+
     Args:
         logits: (N, T_a+T_b), uncalibrated.
         labels: (N,).
@@ -120,8 +120,8 @@ def calibrate(logits: Tensor, labels: Tensor, count: int) -> tuple[Calibration, 
     def closure() -> Tensor:
         optimizer.zero_grad()
         scaled = logits * scales.repeat_interleave(widths) + biases.repeat_interleave(widths)
-        penalty = PENALTY * ((scales - 1).square().sum() + biases.square().sum())
-        loss = F.cross_entropy(scaled, labels) + penalty
+        prior = 0.5 * ((scales - 1).square().sum() + biases.square().sum())
+        loss = F.cross_entropy(scaled, labels) + prior / len(labels)
         loss.backward()
         return loss
 

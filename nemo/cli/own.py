@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ _positive = click.FloatRange(min=0, min_open=True)
 _data = click.option(
     "--data", "source", required=True, help="An image folder or .tar, digits, cifar10, svhn, ..."
 )
-_device = click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
+
+
+def _tuned(name: str, kind: Any, text: str, default: str) -> Callable[..., Any]:
+    """An option whose default is the recipe's, and may depend on the model."""
+    return click.option(name, type=kind, help=text, show_default=default)
 
 
 @click.command()
@@ -33,14 +37,14 @@ _device = click.option("--device", default="cpu", show_default=True, help="auto,
 @click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
 @click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
-@click.option("--epochs", type=_count, help="Of training.  [40, a Transformer 60]")
-@click.option("--finetune-epochs", type=_count, help="Of fine-tuning.  [10]")
-@click.option("--lr", type=_positive, help="Of training.  [0.002, a Transformer 0.001]")
-@click.option("--alpha", type=float, help="Weight of the contrastive loss.  [2, a Transformer 0.2]")
-@click.option("--tau", type=_positive, help="Temperature of the contrastive loss.  [0.2]")
-@click.option("--threshold", type=float, help="Share of a class's images a neuron is on for. [0.9]")
+@_tuned("--epochs", _count, "Of training.", "40, a Transformer 60")
+@_tuned("--finetune-epochs", _count, "Of fine-tuning.", "10")
+@_tuned("--lr", _positive, "Of training.", "0.002, a Transformer 0.001")
+@_tuned("--alpha", float, "Weight of the contrastive loss.", "2, a Transformer 0.2")
+@_tuned("--tau", _positive, "Temperature of the contrastive loss.", "0.2")
+@_tuned("--threshold", float, "Share of a class's images that must switch a neuron on.", "0.9")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@_device
+@click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
     "--work", type=click.Path(path_type=Path), default="nemo-work", show_default=True,
     help="Keeps the trained parent: its next module needs no training.",
@@ -119,10 +123,16 @@ def _card(module: DecomposedModule) -> list[str]:
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
     """KEY=VALUE options as a dict."""
+    shape = {}
     for pair in pairs:
-        if "=" not in pair:
+        key, found, value = pair.partition("=")
+        try:
+            shape[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found = ""
+        if not found:
             raise ValueError(f"--shape {pair}: accepted: KEY=VALUE, such as width=0.25")
-    return {key: yaml.safe_load(value) for key, _, value in (p.partition("=") for p in pairs)}
+    return shape
 
 
 def _prepared(params: Params, work: Path) -> Prepared:

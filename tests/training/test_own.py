@@ -164,6 +164,7 @@ MISTAKES = {
     "out below a file": (["--out", "pets/cat/0.png/a"], "cannot be made in"),
     "unknown shape": (["--shape", "depth=3"], "depth: unknown key; accepted: width"),
     "shape without a value": (["--shape", "wide"], "--shape wide: accepted: KEY=VALUE"),
+    "shape that is no YAML": (["--shape", "width=["], "--shape width=[: accepted: KEY=VALUE"),
     "pretrained without timm": (["--pretrained"], "pretrained: unknown key; accepted: width"),
     "threshold": (["--threshold", "1.5"], "options: masks.threshold: input should be less"),
     "tau": (["--tau", "nan"], "options: loss.tau: input should be a finite number, got nan"),
