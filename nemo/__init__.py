@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         retention_rate,
         threshold_masks,
     )
+    from nemo.merging import merge
 
 _HOME = {
     "ClassMasks": "masks",
@@ -31,6 +32,7 @@ _HOME = {
     "contrastive_loss": "losses",
     "coupling": "masks",
     "load": "artefact",
+    "merge": "merging",
     "modularize": "identifier",
     "mwt_loss": "losses",
     "retention_rate": "masks",
@@ -46,6 +48,7 @@ __all__ = [
     "coupling",
     "decompose",
     "load",
+    "merge",
     "modularize",
     "mwt_loss",
     "retention_rate",

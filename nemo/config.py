@@ -274,11 +274,20 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
+    return check_params(raw, path)
+
+
+def check_params(raw: dict[str, Any], origin: str | Path) -> Params:
+    """The params in a nest of dicts; `origin` begins each line of an error.
+
+    Raises:
+        ParamsError: a key or value is missing or not accepted; one line per mistake.
+    """
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         lines = dict.fromkeys(_describe(e, raw) for e in error.errors(include_url=False))
-        raise ParamsError("\n".join(f"{path}: {line}" for line in lines)) from None
+        raise ParamsError("\n".join(f"{origin}: {line}" for line in lines)) from None
 
 
 def _describe(error: Any, raw: Any) -> str:

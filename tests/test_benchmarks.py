@@ -1,4 +1,9 @@
+import torch
+
+from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
+from nemo.data import Prepared, Split
+from tests.test_merging import HOW, cut
 from tests.test_models import SMALL
 
 
@@ -8,3 +13,20 @@ def test_the_overhead_benchmark_measures_both_steps():
         assert row["standard_ms"] > 0
         assert row["ratio"] > 0
     assert {name for name, *_ in CASES} == {"vgg16", "resnet18", "vit_small"}
+
+
+def test_the_merge_benchmark_measures_before_and_after_calibration():
+    random = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (20, 3, 16, 16), generator=random, dtype=torch.uint8)
+    split = Split(images, torch.arange(20) % 4)
+    splits = {"train": split, "val": split, "test": split}
+    names, mean, std = tuple("0175"), tuple(HOW[0]["mean"]), tuple(HOW[0]["std"])
+    data = Prepared("d", "d", names, (16, 16), mean, std, False, 0, "", splits)
+    parts = [cut([0, 1], 0, HOW[0]), cut([7, 5], 1, HOW[0])]
+    rows = [row_of(way, 0, parts, data) for way in WAYS]
+    assert rows[0]["parameters"] == sum(p.numel() for m in parts for p in m.parameters())
+    assert rows[0]["cross_entropy"] < rows[0]["cross_entropy_raw"]
+    alone = row_of("union", 0, [cut([0, 1, 7, 5], 0, HOW[0])], data)
+    assert (alone["accuracy"], alone["cross_entropy"]) == (
+        alone["accuracy_raw"], alone["cross_entropy_raw"])  # fmt: skip
+    assert len(table_of(rows)) == len(WAYS) == 3

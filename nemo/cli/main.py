@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from nemo.cli import modules, stages, views
+from nemo.cli import modules, own, stages, views
 
 
 class Group(click.Group):
@@ -32,7 +32,7 @@ def cli(traceback: bool) -> None:
     """Modular training of neural networks, and exact modules for a few of their classes."""
 
 
-for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS):
+for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS, *own.COMMANDS):
     cli.add_command(command)
 
 
