@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nemo.decompose.graph import Dims, Rewriter, arg, aten, dims, dims_of, run
+from nemo.decompose.graph import Dims, Rewriter, arg, aten, dims, dims_of, lstm_outputs, run
 
 LAST = 2**63 - 1  # how "to the end" is traced
 
@@ -162,6 +162,29 @@ def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     return rewriter.call(aten.matmul.default, (arg(node, 0), arg(node, 1)), dims(node))
 
 
+def _added(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """addcmul, as a product and a sum."""
+    base, left, right = (arg(node, i) for i in range(3))
+    if node.kwargs.get("value", 1) != 1:
+        return None
+    product = rewriter.call(aten.mul.Tensor, (left, right), _broadcast(dims(left), dims(right)))
+    return rewriter.call(aten.add.Tensor, (base, product), dims(node))
+
+
+def _broadcast(one: Dims, other: Dims) -> Dims:
+    rank = max(len(one), len(other))
+    pairs = zip((1,) * (rank - len(one)) + one, (1,) * (rank - len(other)) + other, strict=True)
+    return tuple(b if a == 1 else a for a, b in pairs)
+
+
+def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    """An LSTM of which only the outputs are read, not its last state."""
+    if any(arg(user, 1) != 0 for user in node.users) or not isinstance(arg(node, 3), bool):
+        return None
+    shape = dims_of(node.meta["val"][0])
+    return None if shape is None else [rewriter.call(lstm_outputs, node.args, shape)]
+
+
 def _normed(rewriter: Rewriter, node: fx.Node) -> list[fx.Node]:
     """What torch.export's own functionalisation makes of a BatchNorm in eval mode."""
     x, weight, bias, mean, variance, momentum, eps = node.args
@@ -209,6 +232,8 @@ NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys([aten.expand.default, aten.expand_as.default], _expanded),
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
+    aten.addcmul.default: _added,
+    aten.lstm.input: _lstm,
     **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
 }  # fmt: skip
 
@@ -230,10 +255,13 @@ def normalise(graph: fx.Graph, entry: fx.Node) -> None:
         if isinstance(new, list):
             for user in list(node.users):
                 assert user.target is operator.getitem
-                user.replace_all_uses_with(new[arg(user, 1)])
+                piece = new[arg(user, 1)]
+                piece.meta.setdefault("val", user.meta["val"])
+                user.replace_all_uses_with(piece)
                 graph.erase_node(user)
             graph.erase_node(node)
         elif new is not None and new is not node:
+            new.meta.setdefault("val", node.meta["val"])
             node.replace_all_uses_with(new)
             graph.erase_node(node)
     graph.eliminate_dead_code()

@@ -13,11 +13,21 @@ from typing import Any
 from torch import fx
 
 from nemo.decompose.analyse import Analysis, inputs_of
-from nemo.decompose.graph import aten
+from nemo.decompose.graph import aten, lstm_outputs
 from nemo.decompose.rules.attention import Attention, MatMul
 from nemo.decompose.rules.base import Along, GetItem, OneInput, Pointwise, Rule, Total
 from nemo.decompose.rules.layers import Conv, Linear
-from nemo.decompose.rules.moves import Cat, Expand, Gather, Permute, Reshape, Slice
+from nemo.decompose.rules.moves import (
+    Cat,
+    Expand,
+    Gather,
+    Overlay,
+    Patches,
+    Permute,
+    Reshape,
+    Slice,
+    Unfold,
+)
 from nemo.decompose.rules.norms import (
     BatchNorm,
     GroupNorm,
@@ -25,6 +35,7 @@ from nemo.decompose.rules.norms import (
     NarrowLayerNorm,
     narrow_layer_norm,
 )
+from nemo.decompose.rules.recurrent import Lstm
 
 
 def _last(count: int) -> Along:
@@ -75,6 +86,9 @@ RULES: dict[Any, Rule] = {
     aten.expand.default: Expand(),
     aten.slice.Tensor: Slice(),
     aten.index_select.default: Gather(),
+    aten.unfold.default: Unfold(),
+    aten.im2col.default: Patches(),
+    aten.col2im.default: Overlay(),
     aten.cat.default: Cat(),
     operator.getitem: GetItem(),
     aten.linear.default: Linear(),
@@ -114,11 +128,12 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         [
             aten.sym_size.int, operator.mul, operator.add, operator.sub, operator.floordiv,
-            aten.im2col.default, aten.col2im.default, aten.cumsum.default, aten.view.default,
+            aten.cumsum.default, aten.view.default,
             aten.lstm.input, aten.gather.default, aten.index.Tensor, aten.repeat.default,
             aten.repeat_interleave.self_int, aten.einsum.default,
             aten.argsort.default, aten.topk.default, aten.max.dim, aten.baddbmm.default,
-            aten.addmm.default, aten.addcmul.default, aten.pixel_shuffle.default,
+            aten.addmm.default, aten.addcmul.default, aten.type_as.default,
+            aten.pixel_shuffle.default,
             aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.conv_transpose2d.input,
             aten.adaptive_max_pool2d.default, aten.rms_norm.default, aten.grid_sampler.default,
             aten.new_zeros.default, aten.zeros_like.default, aten.select.int, aten.unbind.int,
@@ -135,7 +150,7 @@ NAMES = {op: name for name, op in OPS.items()}
 
 UNKNOWN = Rule()
 # Of graphs only: no step ever calls it.
-INTERNAL: dict[Any, Rule] = {narrow_layer_norm: NarrowLayerNorm()}
+INTERNAL: dict[Any, Rule] = {narrow_layer_norm: NarrowLayerNorm(), lstm_outputs: Lstm()}
 
 
 def rule_of(facts: Analysis, node: fx.Node) -> Rule:
