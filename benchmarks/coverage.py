@@ -108,7 +108,7 @@ SIZES = (64, 96, 128, 224, 240, 256)
 FIELDS = ["family", "model", "keep", "status", "error", "output_std", "parameters_left",
           "flops_left", "blocked", "seconds", "size"]  # fmt: skip
 TOLERANCE = 1e-9
-SEEDS = 5
+SEEDS = 20
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:

@@ -18,6 +18,9 @@ IDENTITIES = {
     aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default,
     aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.detach_.default,
 }  # fmt: skip
+CASTS = {
+    aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default,
+}  # fmt: skip
 CHECKS = {
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
     aten.sym_constrain_range_for_size.default,
@@ -142,8 +145,24 @@ def _dropped(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """A cast to the type the value has already is nothing."""
     before, after = arg(node, 0).meta.get("val"), node.meta["val"]
-    same = before is not None and (before.dtype, before.device) == (after.dtype, after.device)
-    return arg(node, 0) if same else None
+    if before is not None and (before.dtype, before.device) == (after.dtype, after.device):
+        return arg(node, 0)  # type: ignore[no-any-return]
+    if node.target is aten.type_as.default:
+        return rewriter.call(aten.to.dtype, (arg(node, 0), after.dtype), dims(node))
+    return None
+
+
+def _cast_back(graph: fx.Graph, entry: fx.Node) -> None:
+    """From float32, say, to the type of the images, which is another one where the module runs."""
+    for node in list(graph.nodes):
+        before = arg(node, 0).meta.get("val") if node.target in CASTS else None
+        if before is None or not before.is_floating_point():
+            continue
+        if node.meta["val"].dtype == entry.meta["val"].dtype:
+            args = (arg(node, 0), entry)
+            new = Rewriter(graph, node).call(aten.type_as.default, args, dims(node))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
 
 
 def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -226,9 +245,7 @@ NORMALISERS: dict[Any, Normaliser] = {
         [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default], _reduced
     ),
     **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default], _dropped),
-    **dict.fromkeys(
-        [aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default], _cast
-    ),
+    **dict.fromkeys(CASTS, _cast),
     **dict.fromkeys([aten.expand.default, aten.expand_as.default], _expanded),
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
@@ -264,4 +281,5 @@ def normalise(graph: fx.Graph, entry: fx.Node) -> None:
             new.meta.setdefault("val", node.meta["val"])
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+    _cast_back(graph, entry)
     graph.eliminate_dead_code()

@@ -15,7 +15,7 @@ from torch import fx
 from nemo.decompose.analyse import Analysis, inputs_of
 from nemo.decompose.graph import aten, lstm_outputs
 from nemo.decompose.rules.attention import Attention, MatMul
-from nemo.decompose.rules.base import Along, GetItem, OneInput, Pointwise, Rule, Total
+from nemo.decompose.rules.base import Along, Cast, GetItem, OneInput, Pointwise, Rule, Total
 from nemo.decompose.rules.layers import Conv, Linear
 from nemo.decompose.rules.moves import (
     Cat,
@@ -91,6 +91,7 @@ RULES: dict[Any, Rule] = {
     aten.col2im.default: Overlay(),
     aten.cat.default: Cat(),
     operator.getitem: GetItem(),
+    aten.type_as.default: Cast(),
     aten.linear.default: Linear(),
     aten.conv1d.default: Conv(1),
     aten.conv2d.default: Conv(2),
@@ -132,7 +133,7 @@ RULES: dict[Any, Rule] = {
             aten.lstm.input, aten.gather.default, aten.index.Tensor, aten.repeat.default,
             aten.repeat_interleave.self_int, aten.einsum.default,
             aten.argsort.default, aten.topk.default, aten.max.dim, aten.baddbmm.default,
-            aten.addmm.default, aten.addcmul.default, aten.type_as.default,
+            aten.addmm.default, aten.addcmul.default,
             aten.pixel_shuffle.default,
             aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.conv_transpose2d.input,
             aten.adaptive_max_pool2d.default, aten.rms_norm.default, aten.grid_sampler.default,
