@@ -198,10 +198,12 @@ def _broadcast(one: Dims, other: Dims) -> Dims:
 
 def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
     """An LSTM of which only the outputs are read, not its last state."""
-    if any(arg(user, 1) != 0 for user in node.users) or not isinstance(arg(node, 3), bool):
+    if any(arg(user, 1) != 0 and user.users for user in node.users) or not isinstance(
+        arg(node, 3), bool
+    ):
         return None
     shape = dims_of(node.meta["val"][0])
-    return None if shape is None else [rewriter.call(lstm_outputs, node.args, shape)]
+    return None if shape is None else [rewriter.call(lstm_outputs, node.args, shape)] * 3
 
 
 def _normed(rewriter: Rewriter, node: fx.Node) -> list[fx.Node]:
