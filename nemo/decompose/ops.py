@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from nemo.decompose.analyse import Analysis, inputs_of
-from nemo.decompose.graph import aten, lstm_outputs
+from nemo.decompose.graph import arg, aten, lstm_outputs
 from nemo.decompose.rules.attention import Attention, MatMul
 from nemo.decompose.rules.base import Along, Cast, GetItem, OneInput, Pointwise, Rule, Total
 from nemo.decompose.rules.layers import Conv, Linear
@@ -104,7 +104,7 @@ RULES: dict[Any, Rule] = {
     aten.scaled_dot_product_attention.default: Attention(),
     **dict.fromkeys([aten.softmax.int, aten._softmax.default, aten.log_softmax.int], _axes(1)),
     **dict.fromkeys(
-        [aten.mean.dim, aten.amax.default, aten.amin.default], _axes(1)
+        [aten.mean.dim, aten.var.dim, aten.amax.default, aten.amin.default], _axes(1)
     ),
     aten.sum.dim_IntList: _axes(1, kind=Total),
     aten.linalg_vector_norm.default: _axes(2, kind=Total),
@@ -157,6 +157,12 @@ INTERNAL: dict[Any, Rule] = {narrow_layer_norm: NarrowLayerNorm(), lstm_outputs:
 def rule_of(facts: Analysis, node: fx.Node) -> Rule:
     """The rule of a node, or that of an unknown op if its special case is not understood."""
     rule = RULES.get(node.target) or INTERNAL.get(node.target, UNKNOWN)
+    if node.target is aten.var.dim and not arg(node, 3, False):
+        return UNKNOWN  # its result has fewer dimensions
+    if isinstance(rule, Linear) and facts.live[arg(node, 0)].ndim < 2:
+        return UNKNOWN
+    if isinstance(rule, Conv) and any(isinstance(a, fx.Node) for a in node.args[3:]):
+        return UNKNOWN  # the batch decides the number of groups
     if isinstance(rule, OneInput):
         moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
         return rule if moving in ([node.args[0]], []) else UNKNOWN
