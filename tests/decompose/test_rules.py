@@ -203,3 +203,9 @@ def test_casts_follow_the_type_of_the_images(tmp_path: Path) -> None:
     images = torch.zeros(1, 3, 32, 32)
     assert module(images).dtype == torch.float32
     assert module.double()(images.double()).dtype == torch.float64
+
+
+def test_products_of_matrices(tmp_path: Path) -> None:
+    other = torch.rand(64, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    middle = Of(lambda x: (x.reshape(-1, 64) @ other.to(x.dtype)).reshape(-1, WIDTH, 8, 8))
+    check(middle, {"conv": MASK}, tmp_path)
