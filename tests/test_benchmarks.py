@@ -1,6 +1,8 @@
 import torch
 
 from benchmarks.merge import WAYS, row_of, table_of
+from benchmarks.coverage import measure as measure_coverage
+from benchmarks.coverage import write
 from benchmarks.training_overhead import CASES, measure
 from nemo.data import Prepared, Split
 from tests.test_merging import HOW, cut
@@ -30,3 +32,15 @@ def test_the_merge_benchmark_measures_before_and_after_calibration():
     assert (alone["accuracy"], alone["cross_entropy"]) == (
         alone["accuracy_raw"], alone["cross_entropy_raw"])  # fmt: skip
     assert len(table_of(rows)) == len(WAYS) == 3
+
+
+def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
+    rows = [measure_coverage(("lcnet", name, 0.3)) for name in ("test_resnet", "no_such_model")]
+    assert rows[0]["status"] == "exact"
+    assert rows[0]["parameters_left"] < 0.3
+    assert "no_such_model" in rows[1]["status"]
+    write(rows, tmp_path)
+    assert (tmp_path / "coverage.csv").read_text().count("\n") == 3
+    text = (tmp_path / "coverage.md").read_text()
+    assert "Keep 0.3: 1 of 2 exact" in text
+    assert "| no_such_model |" in text

@@ -14,6 +14,7 @@ from nemo.decompose.compact import drop_streams
 from nemo.decompose.heads import order_heads
 from nemo.decompose.layout import blocked, plan
 from nemo.decompose.masking import by_module, masked_copy
+from nemo.decompose.merge import merge_dead
 from nemo.decompose.ops import rule_of
 from nemo.decompose.program import DecomposedModule
 from nemo.decompose.rewrite import Builder, assemble, rewrite
@@ -92,7 +93,8 @@ def _reduce(traced: Traced, image: Tensor, classes: list[int] | None) -> Builder
         wanted = torch.zeros(traced.output.meta["dims"][-1], dtype=torch.bool)
         wanted[classes] = True
     facts = analyse(traced, rule_of, image, wanted)
-    if order_heads(facts):
+    edits = [order_heads(facts), merge_dead(facts)]
+    if any(edits):
         facts = analyse(traced, rule_of, image, wanted)
     kept = plan(facts)
     return rewrite(facts, kept, classes)

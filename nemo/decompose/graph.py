@@ -79,3 +79,9 @@ class Rewriter:
         sizes = [node.meta["dims"][dim] for node in nodes]
         dims[dim] = None if None in sizes else sum(sizes)
         return self.call(aten.cat.default, (nodes, dim), tuple(dims))
+
+
+def lstm_outputs(x: Tensor, states: list[Tensor], parameters: list[Tensor], *rest: Any) -> Tensor:
+    """The first of the three results of an LSTM: (B, T, units), or (T, B, units)."""
+    result: Tensor = aten.lstm.input(x, states, parameters, *rest)[0]
+    return result

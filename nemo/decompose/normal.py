@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from nemo.decompose.graph import Dims, Rewriter, arg, aten, dims, dims_of, run
+from nemo.decompose.graph import Dims, Rewriter, arg, aten, dims, dims_of, lstm_outputs, run
 
 LAST = 2**63 - 1  # how "to the end" is traced
 
@@ -17,6 +17,9 @@ LAST = 2**63 - 1  # how "to the end" is traced
 IDENTITIES = {
     aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default,
     aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.detach_.default,
+}  # fmt: skip
+CASTS = {
+    aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default,
 }  # fmt: skip
 CHECKS = {
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
@@ -142,8 +145,24 @@ def _dropped(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """A cast to the type the value has already is nothing."""
     before, after = arg(node, 0).meta.get("val"), node.meta["val"]
-    same = before is not None and (before.dtype, before.device) == (after.dtype, after.device)
-    return arg(node, 0) if same else None
+    if before is not None and (before.dtype, before.device) == (after.dtype, after.device):
+        return arg(node, 0)  # type: ignore[no-any-return]
+    if node.target is aten.type_as.default:
+        return rewriter.call(aten.to.dtype, (arg(node, 0), after.dtype), dims(node))
+    return None
+
+
+def _cast_back(graph: fx.Graph, entry: fx.Node) -> None:
+    """From float32, say, to the type of the images, which is another one where the module runs."""
+    for node in list(graph.nodes):
+        before = arg(node, 0).meta.get("val") if node.target in CASTS else None
+        if before is None or not before.is_floating_point():
+            continue
+        if node.meta["val"].dtype == entry.meta["val"].dtype:
+            args = (arg(node, 0), entry)
+            new = Rewriter(graph, node).call(aten.type_as.default, args, dims(node))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
 
 
 def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -160,6 +179,31 @@ def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     return rewriter.call(aten.matmul.default, (arg(node, 0), arg(node, 1)), dims(node))
+
+
+def _added(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """addcmul, as a product and a sum."""
+    base, left, right = (arg(node, i) for i in range(3))
+    if node.kwargs.get("value", 1) != 1:
+        return None
+    product = rewriter.call(aten.mul.Tensor, (left, right), _broadcast(dims(left), dims(right)))
+    return rewriter.call(aten.add.Tensor, (base, product), dims(node))
+
+
+def _broadcast(one: Dims, other: Dims) -> Dims:
+    rank = max(len(one), len(other))
+    pairs = zip((1,) * (rank - len(one)) + one, (1,) * (rank - len(other)) + other, strict=True)
+    return tuple(b if a == 1 else a for a, b in pairs)
+
+
+def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    """An LSTM of which only the outputs are read, not its last state."""
+    if any(arg(user, 1) != 0 and user.users for user in node.users) or not isinstance(
+        arg(node, 3), bool
+    ):
+        return None
+    shape = dims_of(node.meta["val"][0])
+    return None if shape is None else [rewriter.call(lstm_outputs, node.args, shape)] * 3
 
 
 def _normed(rewriter: Rewriter, node: fx.Node) -> list[fx.Node]:
@@ -203,12 +247,12 @@ NORMALISERS: dict[Any, Normaliser] = {
         [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default], _reduced
     ),
     **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default], _dropped),
-    **dict.fromkeys(
-        [aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default], _cast
-    ),
+    **dict.fromkeys(CASTS, _cast),
     **dict.fromkeys([aten.expand.default, aten.expand_as.default], _expanded),
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
+    aten.addcmul.default: _added,
+    aten.lstm.input: _lstm,
     **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
 }  # fmt: skip
 
@@ -230,10 +274,14 @@ def normalise(graph: fx.Graph, entry: fx.Node) -> None:
         if isinstance(new, list):
             for user in list(node.users):
                 assert user.target is operator.getitem
-                user.replace_all_uses_with(new[arg(user, 1)])
+                piece = new[arg(user, 1)]
+                piece.meta.setdefault("val", user.meta["val"])
+                user.replace_all_uses_with(piece)
                 graph.erase_node(user)
             graph.erase_node(node)
         elif new is not None and new is not node:
+            new.meta.setdefault("val", node.meta["val"])
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+    _cast_back(graph, entry)
     graph.eliminate_dead_code()

@@ -13,11 +13,21 @@ from typing import Any
 from torch import fx
 
 from nemo.decompose.analyse import Analysis, inputs_of
-from nemo.decompose.graph import aten
+from nemo.decompose.graph import arg, aten, lstm_outputs
 from nemo.decompose.rules.attention import Attention, MatMul
-from nemo.decompose.rules.base import Along, GetItem, OneInput, Pointwise, Rule, Total
+from nemo.decompose.rules.base import Along, Cast, GetItem, OneInput, Pointwise, Rule, Total
 from nemo.decompose.rules.layers import Conv, Linear
-from nemo.decompose.rules.moves import Cat, Expand, Gather, Permute, Reshape, Slice
+from nemo.decompose.rules.moves import (
+    Cat,
+    Expand,
+    Gather,
+    Overlay,
+    Patches,
+    Permute,
+    Reshape,
+    Slice,
+    Unfold,
+)
 from nemo.decompose.rules.norms import (
     BatchNorm,
     GroupNorm,
@@ -25,6 +35,7 @@ from nemo.decompose.rules.norms import (
     NarrowLayerNorm,
     narrow_layer_norm,
 )
+from nemo.decompose.rules.recurrent import Lstm
 
 
 def _last(count: int) -> Along:
@@ -75,8 +86,12 @@ RULES: dict[Any, Rule] = {
     aten.expand.default: Expand(),
     aten.slice.Tensor: Slice(),
     aten.index_select.default: Gather(),
+    aten.unfold.default: Unfold(),
+    aten.im2col.default: Patches(),
+    aten.col2im.default: Overlay(),
     aten.cat.default: Cat(),
     operator.getitem: GetItem(),
+    aten.type_as.default: Cast(),
     aten.linear.default: Linear(),
     aten.conv1d.default: Conv(1),
     aten.conv2d.default: Conv(2),
@@ -89,7 +104,7 @@ RULES: dict[Any, Rule] = {
     aten.scaled_dot_product_attention.default: Attention(),
     **dict.fromkeys([aten.softmax.int, aten._softmax.default, aten.log_softmax.int], _axes(1)),
     **dict.fromkeys(
-        [aten.mean.dim, aten.amax.default, aten.amin.default], _axes(1)
+        [aten.mean.dim, aten.var.dim, aten.amax.default, aten.amin.default], _axes(1)
     ),
     aten.sum.dim_IntList: _axes(1, kind=Total),
     aten.linalg_vector_norm.default: _axes(2, kind=Total),
@@ -114,11 +129,12 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         [
             aten.sym_size.int, operator.mul, operator.add, operator.sub, operator.floordiv,
-            aten.im2col.default, aten.col2im.default, aten.cumsum.default, aten.view.default,
+            aten.cumsum.default, aten.view.default,
             aten.lstm.input, aten.gather.default, aten.index.Tensor, aten.repeat.default,
             aten.repeat_interleave.self_int, aten.einsum.default,
             aten.argsort.default, aten.topk.default, aten.max.dim, aten.baddbmm.default,
-            aten.addmm.default, aten.addcmul.default, aten.pixel_shuffle.default,
+            aten.addmm.default, aten.addcmul.default,
+            aten.pixel_shuffle.default,
             aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.conv_transpose2d.input,
             aten.adaptive_max_pool2d.default, aten.rms_norm.default, aten.grid_sampler.default,
             aten.new_zeros.default, aten.zeros_like.default, aten.select.int, aten.unbind.int,
@@ -135,12 +151,18 @@ NAMES = {op: name for name, op in OPS.items()}
 
 UNKNOWN = Rule()
 # Of graphs only: no step ever calls it.
-INTERNAL: dict[Any, Rule] = {narrow_layer_norm: NarrowLayerNorm()}
+INTERNAL: dict[Any, Rule] = {narrow_layer_norm: NarrowLayerNorm(), lstm_outputs: Lstm()}
 
 
 def rule_of(facts: Analysis, node: fx.Node) -> Rule:
     """The rule of a node, or that of an unknown op if its special case is not understood."""
     rule = RULES.get(node.target) or INTERNAL.get(node.target, UNKNOWN)
+    if node.target is aten.var.dim and not arg(node, 3, False):
+        return UNKNOWN  # its result has fewer dimensions
+    if isinstance(rule, Linear) and facts.live[arg(node, 0)].ndim < 2:
+        return UNKNOWN
+    if isinstance(rule, Conv) and any(isinstance(a, fx.Node) for a in node.args[3:]):
+        return UNKNOWN  # the batch decides the number of groups
     if isinstance(rule, OneInput):
         moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
         return rule if moving in ([node.args[0]], []) else UNKNOWN

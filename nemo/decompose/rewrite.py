@@ -40,6 +40,7 @@ class Builder:
         self.unlisted: dict[str, Any] = {}  # ops that are not in the op table
         self.values: dict[fx.Node, Ref] = {}  # at the node's kept indices
         self.left: dict[str, int] = {}  # rows left of each layer, by module path
+        self._made: dict[tuple[fx.Node, ...], list[str]] = {}  # layers, by their parameters
         self._adapted: dict[Any, Ref] = {}
         self._value_names = {INPUT}
         self._layer_names = {*RESERVED, *dir(DecomposedModule)}
@@ -68,10 +69,23 @@ class Builder:
         """A step that calls a new layer; it is called like the parent's module, if there is one."""
         path = module_path(node)
         wish = name or (path if hasattr(nn, kind) and path else node.name)
-        target = _fresh(wish, self._layer_names)
-        self.layers[target] = LayerSpec(kind, config, tensors)
+        spec = LayerSpec(kind, config, tensors)
+        target = self._same(node, spec)
+        if target is None:
+            target = _fresh(wish, self._layer_names)
+            self.layers[target] = spec
+            self._made.setdefault(self._parameters(node), []).append(target)
         self.steps.append(Step(_fresh(target, self._value_names), target, True, args))
         return Ref(self.steps[-1].name)
+
+    def _parameters(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        return tuple(n for n in node.all_input_nodes if n in self.facts.traced.paths)
+
+    def _same(self, node: fx.Node, spec: LayerSpec) -> str | None:
+        """The layer that was cut alike from the same parameters: what is shared stays so."""
+        source = self._parameters(node)
+        made = self._made.get(source, []) if source else []
+        return next((name for name in made if _equal(self.layers[name], spec)), None)
 
     def rows(self, node: fx.Node, rows: Tensor) -> None:
         """Note how many rows of a parent's layer are left."""
@@ -184,6 +198,14 @@ def _fresh(wish: str, taken: set[str]) -> str:
         name = f"{wish}_{count}"
     taken.add(name)
     return name
+
+
+def _equal(one: LayerSpec, other: LayerSpec) -> bool:
+    return (
+        (one.kind, one.config, one.tensors.keys())
+        == (other.kind, other.config, other.tensors.keys())
+        and all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)
+    )  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

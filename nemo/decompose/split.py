@@ -79,17 +79,10 @@ def split_projections(traced: Traced, image: Tensor, names: Mapping[tuple[str, i
             continue
         if source.target is aten.conv2d.default and (len(source.args) > 6 and source.args[6] != 1):
             continue
-        leaves = leaves_of(source)
-        if len(leaves) < 2 or source in leaves:
-            continue
-        views = [view_of(leaf, shapes) for leaf in leaves]
-        rows = [set(view.rows().unique().tolist()) for view in views if view is not None]
-        if any(rows[i] & rows[j] for i in range(len(rows)) for j in range(i)):
-            continue  # not a split: the readers share rows
-        layouts = [_layout(view) for view in views if view is not None]
-        if all(layout is not None for layout in layouts):
+        views = _parts(source, shapes)
+        layouts = [_layout(view) for view in views]
+        if len(views) > 1 and all(layout is not None for layout in layouts):
             for part, (view, layout) in enumerate(zip(views, layouts, strict=True)):
-                assert view is not None
                 assert layout is not None
                 path = module_path(source)
                 name = names.get((path, layout.rows[0]), f"{path}_{part}")
@@ -121,6 +114,36 @@ def leaves_of(source: fx.Node) -> list[fx.Node]:
             leaves.append(node)
         queue += moves
     return leaves
+
+
+def _parts(source: fx.Node, shapes: Shapes) -> list[View]:
+    """The rearrangements of `source` that use rows of their own, as far down as there are such."""
+    parts: list[tuple[View, set[int]]] = []
+    for leaf in leaves_of(source):
+        new = _used(leaf, shapes)
+        while shared := [part for part in parts if part[1] & new[1]]:
+            parts = [part for part in parts if not part[1] & new[1]]
+            for view, _ in shared:
+                new = _used(_common(new[0].node, view.node), shapes)
+        parts.append(new)
+    return [view for view, _ in parts]
+
+
+def _used(node: fx.Node, shapes: Shapes) -> tuple[View, set[int]]:
+    view = view_of(node, shapes)
+    assert view is not None
+    return view, set(view.rows().unique().tolist())
+
+
+def _common(one: fx.Node, other: fx.Node) -> fx.Node:
+    """The last value that both rearrangements of the same source come from."""
+    above = {one}
+    while one.target in MOVES:
+        one = arg(one, 0)
+        above.add(one)
+    while other not in above:
+        other = arg(other, 0)
+    return other
 
 
 @dataclass

@@ -33,7 +33,7 @@ class MatMul(Rule):
     def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
         left, right = arg(node, 0), arg(node, 1)
         a, b = facts.nonzero(left), facts.nonzero(right)
-        inner = (a.any(-2) & b.any(-1)).flatten(0, -2).any(0)
+        inner = (a.any(-2) & b.any(-1)).reshape(-1, a.shape[-1]).any(0)
         return {
             left: [*aligned(kept[:-2], a.shape[:-2]), kept[-2].clone(), inner],
             right: [*aligned(kept[:-2], b.shape[:-2]), inner.clone(), kept[-1].clone()],

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept, inputs_of
 from nemo.decompose.graph import arg, aten
-from nemo.decompose.steps import Ref
+from nemo.decompose.steps import INPUT, Ref
 
 if TYPE_CHECKING:
     from nemo.decompose.rewrite import Builder
@@ -148,6 +148,20 @@ class Pointwise(Rule):
         index = have[dim][want[dim]].nonzero().flatten()
         left, right = build.fetch(x, demand[x]), build.fetch(y, have)
         return build.layer(node, "AddInto", {"dim": dim}, {"index": index}, left, right)
+
+
+class Cast(Pointwise):
+    """type_as(x, images): of the images, only the type is read."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        x: Tensor = args[0]
+        return x
+
+    def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
+        return {arg(node, 0): copied(kept)}
+
+    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
+        return build.op(node, node.target, build.fetch(arg(node, 0), kept), Ref(INPUT))
 
 
 class OneInput(Rule):

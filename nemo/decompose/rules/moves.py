@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept
-from nemo.decompose.graph import arg, dims
-from nemo.decompose.rules.base import Demand, OneInput, Rule, Shape, aligned, copied
+from nemo.decompose.graph import arg, dims, run
+from nemo.decompose.rules.base import Demand, OneInput, Rule, Shape, aligned, copied, full
 from nemo.decompose.steps import Ref
 
 if TYPE_CHECKING:
@@ -96,6 +96,57 @@ class Gather(OneInput):
         if torch.equal(place, torch.arange(int(read.sum()))):
             return x
         return build.layer(node, "Select", {"dim": dim}, {"index": place}, x)
+
+
+class Unfold(OneInput):
+    """unfold(x, dim, size, step): windows along `dim`; the places in them are a new dimension."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        x: Tensor = args[0]
+        return x.unfold(*args[1:])
+
+    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
+        for d in (arg(node, 1) % (len(kept) - 1), -1):
+            kept[d][:] = True
+
+    def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
+        want, dim = copied(kept[:-1]), arg(node, 1) % (len(kept) - 1)
+        want[dim] = full(facts, arg(node, 0))[dim]
+        return want
+
+
+class Patches(OneInput):
+    """im2col: (B, C, ...) becomes (B, C K, L), the K places of the kernel within each channel."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = run(node, *args)
+        return result
+
+    def _size(self, node: fx.Node) -> int:
+        return math.prod(arg(node, 1))
+
+    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
+        channels = kept[1].view(-1, self._size(node)).any(1)
+        kept[1:] = [channels.repeat_interleave(self._size(node)), torch.ones_like(kept[2])]
+
+    def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
+        channels = kept[1].view(-1, self._size(node)).any(1)
+        return [kept[0].clone(), channels, *full(facts, arg(node, 0))[2:]]
+
+
+class Overlay(Patches):
+    """col2im, the transposed im2col: (B, C K, L) becomes (B, C, ...)."""
+
+    def _size(self, node: fx.Node) -> int:
+        return math.prod(arg(node, 2))
+
+    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
+        for vector in kept[2:]:
+            vector[:] = True
+
+    def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
+        rows = kept[1].repeat_interleave(self._size(node))
+        return [kept[0].clone(), rows, full(facts, arg(node, 0))[2]]
 
 
 class Cat(Rule):
