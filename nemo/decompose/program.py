@@ -68,8 +68,7 @@ class DecomposedModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {INPUT: x}
-        frugal = torch.is_inference_mode_enabled() and not self.training
-        frugal = frugal and not any(layer._forward_hooks for layer in self.children())
+        frugal = self._may_overwrite()
         for step, done in zip(self.steps, self._last_use, strict=True):
             if frugal and step.name in self._overwriting:
                 self._overwrite(step, values)
@@ -90,6 +89,13 @@ class DecomposedModule(nn.Module):
             kwargs = step.kwargs and {k: _resolve(v, values) for k, v in step.kwargs.items()}
             op = OPS.get(step.target) or self.unlisted[step.target]
             values[step.name] = op(*args, **kwargs)
+
+    def _may_overwrite(self) -> bool:
+        """Whether nobody but this run can see intermediate values."""
+        if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
+            return False
+        hooked = any(layer._forward_hooks for layer in self.children())
+        return torch.is_inference_mode_enabled() and not hooked
 
     def _overwrite(self, step: Step, values: dict[str, Any]) -> None:
         """Run one step in the memory of its first argument."""
