@@ -1,8 +1,9 @@
 import torch
 
-from benchmarks.merge import WAYS, row_of, table_of
+from benchmarks import module_speed
 from benchmarks.coverage import measure as measure_coverage
 from benchmarks.coverage import write
+from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
 from nemo.data import Prepared, Split
 from tests.test_merging import HOW, cut
@@ -44,3 +45,11 @@ def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
     text = (tmp_path / "coverage.md").read_text()
     assert "Keep 0.3: 1 of 2 exact" in text
     assert "| no_such_model |" in text
+
+
+def test_the_speed_benchmark_measures_modules_as_cut_and_folded():
+    rows = module_speed.measure("resnet18", {1: 2, 4: 2}, SMALL["resnet18"])
+    assert [(row["batch"], row["module"]) for row in rows] == [
+        (batch, form) for batch in (1, 4) for form in ("as cut", "folded")
+    ]
+    assert all(row["flops_ratio"] > 1 and row["share"] > 0 for row in rows)

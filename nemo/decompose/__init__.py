@@ -3,7 +3,8 @@
 The paper (arXiv 2508.11348, section 4.4) cuts modules by one hand-written procedure per
 architecture. Here one algorithm works on the traced graph of any model, in phases: `masking` zeroes
 parameters, `trace` and `normal` give a graph of few ops, `analyse` finds what is constant and what
-is needed, `layout` chooses the indices to keep, `rewrite` writes the module, `verify` proves it.
+is needed, `layout` chooses the indices to keep, `rewrite` writes the module, `verify` proves it;
+`inference`, on request, folds its BatchNorms.
 
 Importing this costs nothing, so that those who only read results do not pay for torch.
 """

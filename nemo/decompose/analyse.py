@@ -77,12 +77,14 @@ def analyse(traced: Traced, rule: Any, image: Tensor, wanted: Tensor | None) -> 
     facts.value = evaluate(traced, image)
     for node in facts.value:
         if node.op == "placeholder":
-            facts.live[node] = torch.full(facts.value[node].shape, node is traced.input)
+            # One element, repeated: parameters are as large as the model.
+            facts.live[node] = torch.tensor(node is traced.input).expand(facts.value[node].shape)
     for node in traced.calls():
         _spread(facts, node)
     for node, live in facts.live.items():
-        facts.need[node] = torch.zeros_like(live)
-    facts.need[traced.output][:] = True if wanted is None else wanted
+        facts.need[node] = torch.zeros_like(live) if live.any() else live
+    everything = torch.ones_like(facts.live[traced.output])
+    facts.need[traced.output] = everything if wanted is None else everything & wanted
     for node in reversed(traced.calls()):
         _require(facts, node)
     return facts

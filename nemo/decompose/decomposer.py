@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ def decompose(
         expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)
     names = {(site.module, site.start): site.layer for site in sites}
     split_projections(traced, noise[:1], names)
+    del parent
+    gc.collect()  # of cycles from torch.export; they hold what the graph no longer uses
     build = _reduce(traced, noise[:1], chosen)
     module = assemble(build, size).eval()
     module.certificate = {"mode": mode, **verify(module, expected, build, tolerance)}
@@ -95,6 +98,7 @@ def _reduce(traced: Traced, image: Tensor, classes: list[int] | None) -> Builder
     facts = analyse(traced, rule_of, image, wanted)
     edits = [order_heads(facts), merge_dead(facts)]
     if any(edits):
+        del facts  # it holds about as much as the model
         facts = analyse(traced, rule_of, image, wanted)
     kept = plan(facts)
     return rewrite(facts, kept, classes)

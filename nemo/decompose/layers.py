@@ -38,6 +38,14 @@ class Constant(nn.Module):
         return self.value
 
 
+def _fast_dim(x: Tensor, dim: int) -> int:
+    """-1 if `dim` is the innermost one in memory, as with channels_last, else `dim`.
+
+    With `dim` moved there, indexed ops copy runs of memory, and keep the memory format.
+    """
+    return -1 if x.stride(dim) == 1 else dim
+
+
 class Select(nn.Module):
     """Keep the entries `index` of dimension `dim`."""
 
@@ -68,11 +76,12 @@ class Place(nn.Module):
         self.register_buffer("template", template)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = list(x.shape)
-        shape[self.dim] = self.template.shape[self.dim]
-        repeats = [n if t == 1 else n // t for n, t in zip(shape, self.template.shape, strict=True)]
-        repeats[self.dim] = 1
-        return self.template.repeat(repeats).to(x.dtype).index_copy(self.dim, self.index, x)
+        dim = _fast_dim(x, self.dim)
+        x, template = x.movedim(self.dim, dim), self.template.movedim(self.dim, dim)
+        repeats = [n if t == 1 else n // t for n, t in zip(x.shape, template.shape, strict=True)]
+        repeats[dim] = 1
+        wide = template.repeat(repeats).to(x.dtype)
+        return wide.index_copy_(dim, self.index, x).movedim(dim, self.dim)
 
 
 class Tile(nn.Module):
@@ -99,8 +108,11 @@ class AddInto(nn.Module):
         self.dim = dim
         self.register_buffer("index", index)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return x.index_add(self.dim, self.index, y)
+    def forward(self, x: Tensor, y: Tensor, in_place: bool = False) -> Tensor:
+        dim = _fast_dim(x, self.dim)
+        x, y = x.movedim(self.dim, dim), y.movedim(self.dim, dim)
+        wide = x.index_add_(dim, self.index, y) if in_place else x.index_add(dim, self.index, y)
+        return wide.movedim(dim, self.dim)
 
 
 def _conv(rank: int) -> Callable[[Config, Tensors], nn.Module]:

@@ -9,15 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nemo.decompose.layers import LayerSpec, build
 from nemo.decompose.ops import OPS
 from nemo.decompose.steps import INPUT, Ref, Step
 
+# Layers and ops whose results share no memory with what they read. (Not all of them: enough.)
+SHARING = ("Constant", "Dropout", "Dropout2d")
+OWNING = (
+    "aten.relu.default", "aten.gelu.default", "aten.add.Tensor", "aten.cat.default",
+    "aten.max_pool2d.default",
+)  # fmt: skip
+# Ops that can as well write their result over their first argument.
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "aten.relu.default": Tensor.relu_,
+    "aten.add.Tensor": Tensor.add_,
+}
+
 
 class DecomposedModule(nn.Module):
     """A smaller model of the same function; an ordinary module for training, export and so on.
+
+    In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
+    again, unless a layer has a forward hook that might keep them: big tensors are dear to allocate.
 
     Attributes:
         classes: the classes whose logits it returns, in order; None for all of them.
@@ -48,11 +64,16 @@ class DecomposedModule(nn.Module):
         self.certificate: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self._last_use = _last_uses(self.steps, output)
+        self._overwriting = self._find_overwriting()
 
     def forward(self, x: Tensor) -> Tensor:
         values: dict[str, Any] = {INPUT: x}
+        frugal = self._may_overwrite()
         for step, done in zip(self.steps, self._last_use, strict=True):
-            self.advance(step, values)
+            if frugal and step.name in self._overwriting:
+                self._overwrite(step, values)
+            else:
+                self.advance(step, values)
             for name in done:
                 del values[name]
         result: Tensor = values[self.output]
@@ -60,13 +81,60 @@ class DecomposedModule(nn.Module):
 
     def advance(self, step: Step, values: dict[str, Any]) -> None:
         """Run one step on the values so far."""
-        args = [_resolve(arg, values) for arg in step.args]
+        args = [values[a.name] if type(a) is Ref else _resolve(a, values) for a in step.args]
         if step.is_layer:
-            values[step.name] = self.get_submodule(step.target)(*args)
+            layer: Any = self._modules[step.target]
+            values[step.name] = layer(*args)
         else:
-            kwargs = {key: _resolve(value, values) for key, value in step.kwargs.items()}
+            kwargs = step.kwargs and {k: _resolve(v, values) for k, v in step.kwargs.items()}
             op = OPS.get(step.target) or self.unlisted[step.target]
             values[step.name] = op(*args, **kwargs)
+
+    def _may_overwrite(self) -> bool:
+        """Whether nobody but this run can see intermediate values."""
+        if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
+            return False
+        hooked = any(layer._forward_hooks for layer in self.children())
+        return torch.is_inference_mode_enabled() and not hooked
+
+    def _overwrite(self, step: Step, values: dict[str, Any]) -> None:
+        """Run one step in the memory of its first argument."""
+        x, *others = (values[name] for name in step.reads())
+        if any(x.shape != y.shape or x.dtype != y.dtype for y in others) and not step.is_layer:
+            self.advance(step, values)  # it broadcasts
+        elif step.is_layer:
+            layer: Any = self._modules[step.target]
+            values[step.name] = layer(x, *others, in_place=True)
+        else:
+            values[step.name] = IN_PLACE[step.target](x, *others)
+
+    def _find_overwriting(self) -> frozenset[str]:
+        """The steps that may run in the memory of their first argument.
+
+        It must be its last use, and own its memory; so must all that was made from it before.
+        """
+        owning = {
+            step.name
+            for step in self.steps
+            if (step.is_layer and self.kinds[step.target][0] not in SHARING)
+            or step.target in OWNING
+        }
+        shared = {name for step in self.steps if step.name not in owning for name in step.reads()}
+        found = set()
+        for step, done in zip(self.steps, self._last_use, strict=True):
+            able = step.is_layer and self.kinds[step.target][0] == "AddInto"
+            plain = all(type(a) is Ref for a in step.args) and not step.kwargs
+            able |= step.target in IN_PLACE and plain
+            first, *others = step.reads() or [""]
+            if able and first in done and first in owning - shared and first not in others:
+                found.add(step.name)
+        return frozenset(found)
+
+    def optimize_for_inference(self) -> DecomposedModule:
+        """A copy for prediction only, see `nemo.decompose.inference`."""
+        from nemo.decompose.inference import optimize_for_inference  # it builds on this file
+
+        return optimize_for_inference(self)
 
     def program(self) -> str:
         """The steps as text, one a line."""

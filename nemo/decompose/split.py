@@ -88,6 +88,7 @@ def split_projections(traced: Traced, image: Tensor, names: Mapping[tuple[str, i
                 name = names.get((path, layout.rows[0]), f"{path}_{part}")
                 _split(traced, view, layout, name, shapes)
     traced.graph.eliminate_dead_code()
+    traced.drop_unused()
 
 
 def _fold_parameters(traced: Traced, values: dict[fx.Node, Any]) -> None:

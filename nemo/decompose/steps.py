@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 INPUT = "input"
@@ -28,10 +29,23 @@ class Step:
     def reads(self) -> list[str]:
         return _refs(self.args) + _refs(tuple(self.kwargs.values()))
 
+    def renamed(self, instead: Mapping[str, str]) -> Step:
+        """The same step, reading other values in place of some."""
+        kwargs = {key: _renamed(value, instead) for key, value in self.kwargs.items()}
+        return replace(self, args=_renamed(self.args, instead), kwargs=kwargs)
+
     def __str__(self) -> str:
         words = [_text(a) for a in self.args]
         words += [f"{key}={_text(value)}" for key, value in self.kwargs.items()]
         return f"{self.name} = {self.target}({', '.join(words)})"
+
+
+def _renamed(value: Any, instead: Mapping[str, str]) -> Any:
+    if isinstance(value, Ref):
+        return Ref(instead.get(value.name, value.name))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_renamed(item, instead) for item in value)
+    return value
 
 
 def _refs(value: Any) -> list[str]:

@@ -60,6 +60,13 @@ class Traced:
             self.paths[node] = path
         return node
 
+    def drop_unused(self) -> None:
+        """Forget constants that nothing reads."""
+        for node in [node for node in self.constants if not node.users]:
+            self.graph.erase_node(node)
+            del self.constants[node]
+            self.paths.pop(node, None)
+
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
     """Export `model` (its parameters are shared, not copied) and bring the graph to normal form.

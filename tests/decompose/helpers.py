@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nemo.decompose import DecomposedModule
 from nemo.sites import find_sites
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
@@ -72,7 +73,7 @@ def masked_logits(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor)
 
 def assert_same(
     model: nn.Module,
-    module: nn.Module,
+    module: DecomposedModule,
     masks: Mapping[str, Tensor],
     classes: list[int] | None = None,
     size: int = 32,
@@ -82,7 +83,14 @@ def assert_same(
     expected = masked_logits(model, masks, images)
     expected = expected if classes is None else expected[:, classes]
     with torch.no_grad():
-        actual = module(images).double()
+        actual = module(images)
     assert actual.shape == expected.shape
     assert expected.std() > 1e-6
     assert (actual - expected).abs().max() < 1e-4 * expected.std()
+    seen = images.clone()
+    with torch.inference_mode():  # intermediate values are overwritten, and nothing else
+        assert torch.equal(module(images), actual)
+        assert torch.equal(module(images), actual)
+        folded = module.optimize_for_inference()(images)
+    assert torch.equal(images, seen)
+    assert (folded - expected).abs().max() < 1e-4 * expected.std()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from nemo.decompose.analyse import Analysis, Kept
-from nemo.decompose.graph import arg
+from nemo.decompose.graph import arg, aten
 from nemo.decompose.rules.base import Demand, Rule, Shape, aligned, copied, full
 from nemo.decompose.steps import Ref
 
@@ -78,7 +78,16 @@ class Attention(Rule):
         demand = self.demand(build.facts, node, kept)
         inputs = [arg(node, i) for i in range(4)]
         values = [None if n is None else build.fetch(n, demand[n]) for n in inputs]
+        sizes = [int(demand[n][-1].sum()) for n in inputs[:3]]
+        # Fast kernels want one width for all three; channels of zeros change nothing.
+        for i, size in enumerate(sizes):
+            if size < max(sizes):
+                pad = [0, max(sizes) - size]
+                values[i] = build.op(inputs[i], aten.constant_pad_nd.default, values[i], pad, 0.0)
         width = build.facts.live[inputs[0]].shape[-1]
         scale = node.kwargs.get("scale") or width**-0.5
         rest = (arg(node, 4, 0.0), arg(node, 5, False))
-        return build.op(node, node.target, *values, *rest, scale=scale)
+        result = build.op(node, node.target, *values, *rest, scale=scale)
+        if sizes[2] == max(sizes):
+            return result
+        return build.op(node, aten.slice.Tensor, result, -1, 0, sizes[2], 1)
