@@ -29,7 +29,7 @@ NEURONS = LAYERS * WIDTH
 
 
 def batches(samples: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Bits of which each class has a random tenth, with a tenth of them flipped per sample."""
+    """Bits of which each class has a random tenth, with one in a hundred flipped per sample."""
     generator = torch.Generator().manual_seed(0)
     prototypes = torch.rand(CLASSES, NEURONS, generator=generator) < 0.1
     for start in range(0, samples, BATCH):

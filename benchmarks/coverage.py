@@ -221,9 +221,14 @@ def measure(task: tuple[str, str, float]) -> dict[str, Any]:
 
 
 def cells() -> Path:
-    """Where the rows of this version of the code are kept."""
-    code = [*sorted((ROOT / "nemo" / "decompose").rglob("*.py")), ROOT / "nemo" / "sites.py"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in code))
+    """Where the rows of this version of the code and of what it builds on are kept."""
+    names = ("identifier.py", "sites.py", "cost.py")
+    code = [
+        *sorted((ROOT / "nemo" / "decompose").rglob("*.py")),
+        *(ROOT / "nemo" / n for n in names),
+    ]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in [*code, Path(__file__)]))
+    digest.update(f"{torch.__version__} {version('timm')}".encode())
     return ROOT / ".coverage-cells" / digest.hexdigest()[:12]
 
 
@@ -234,6 +239,8 @@ def resume(task: tuple[str, str, float]) -> dict[str, Any]:
     if path.exists():
         return {**json.loads(path.read_text()), "family": family}
     row = measure(task)
+    if "error" not in row:  # it may have been the machine
+        return row
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(row))

@@ -10,7 +10,7 @@ Shapes: B images, N_l neurons of layer l.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nemo.sites import Site, find_sites
+from nemo.sites import PLAIN, Site, example_input, find_sites, overwritable
 
 Masks = dict[str, Tensor]
 CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a core's cache
@@ -55,12 +55,16 @@ class Modular(nn.Module):
 
     `model` is the model itself, unchanged: its own call ignores the generators, and its state_dict
     keys are the ones it had. `sites` are the masked layers in call order and `skipped` says why
-    every other one is not.
+    every other one is not. The mask is multiplied into the output of the modules in `overwritable`
+    where it lies, unless they have forward hooks, which may keep it.
     """
 
-    def __init__(self, model: nn.Module, sites: list[Site]) -> None:
+    def __init__(
+        self, model: nn.Module, sites: list[Site], overwritable: Collection[str] = ()
+    ) -> None:
         super().__init__()
         self.model = model
+        self.overwritable = frozenset(overwritable)
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
@@ -98,8 +102,10 @@ class Modular(nn.Module):
         for name, sites in by_module.items():
             module = self.model.get_submodule(name)
             handles.append(module.register_forward_pre_hook(partial(self._generate, sites, masks)))
-            target = module if sites[0].norm is None else self.model.get_submodule(sites[0].norm)
-            hook = partial(_multiply, sites, masks)
+            acting = sites[0].norm or name
+            target = self.model.get_submodule(acting)
+            in_place = acting in self.overwritable and not target._forward_hooks
+            hook = partial(_multiply, sites, masks, in_place)
             if isinstance(getattr(target, "act", None), nn.Module):
                 # timm's BatchNormAct2d applies its activation itself: the mask goes in between
                 before = cast(nn.Module, target.act)
@@ -115,7 +121,10 @@ class Modular(nn.Module):
     def _generate(
         self, sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        x, pooled = _Pool.apply(args[0], isinstance(module, nn.Conv2d))
+        # a plain layer's gradient is its own, unless a hook was given it
+        hooked = module._backward_hooks or module._backward_pre_hooks
+        in_place = type(module) in PLAIN and not hooked
+        x, pooled = _Pool.apply(args[0], isinstance(module, nn.Conv2d), in_place)
         for site in sites:
             masks[site.layer] = self.generators[_key(site)](pooled)
         return (x, *args[1:])
@@ -129,13 +138,19 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
         example: a batch of images (B, channels, height, width) to run once, to see which layers are
             used and in what order; by default of the size the model declares, else 3 x 32 x 32.
 
+    The masks live in hooks that exist during the forward pass only, so reentrant activation
+    checkpointing, which repeats parts of it later, gives wrong gradients.
+
     Returns:
         A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
 
     Raises:
         ValueError: the model has nothing to mask.
     """
-    return Modular(model, find_sites(model, example))
+    example = example_input(model) if example is None else example
+    sites = find_sites(model, example)
+    masked = [site for site in sites if site.skip is None]
+    return Modular(model, sites, overwritable(model, masked, example))
 
 
 def _key(site: Site) -> str:
@@ -143,34 +158,41 @@ def _key(site: Site) -> str:
 
 
 def _multiply(
-    sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...], output: Tensor
+    sites: list[Site],
+    masks: Masks,
+    in_place: bool,
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    output: Tensor,
 ) -> Tensor:
     found = [masks[site.layer] for site in sites]
     mask = found[0] if len(found) == 1 else torch.cat(found, 1)
     if sites[0].norm is not None or isinstance(module, nn.Conv2d):
-        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None], sites[0].in_place))
+        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None], in_place))
     mask = mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
-    return cast(Tensor, _Scale.apply(output, mask, sites[0].in_place))
+    return cast(Tensor, _Scale.apply(output, mask, in_place))
 
 
 class _Pool(torch.autograd.Function):
     """x itself, for the layer, and its mean over space (B, C, H, W) or tokens (B, ..., C), (B, C).
 
-    The layer alone reads this x, so that its gradient can take up that of the mean where it lies;
+    The layer alone reads this x. So its gradient can take up that of the mean `in_place`, where
     autograd would write out a third gradient of the size of x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, is_conv: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, is_conv: bool, in_place: bool) -> tuple[Tensor, Tensor]:
+        ctx.in_place = in_place
         ctx.over = tuple(range(2, x.ndim) if is_conv else range(1, x.ndim - 1))
         return x, x.mean(ctx.over) if ctx.over else x.clone()
 
     @staticmethod
-    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None]:
         for d in ctx.over:
             for_mean = for_mean.unsqueeze(d)
         pixels = math.prod(for_x.shape[d] for d in ctx.over)
-        return for_x.add_(for_mean / pixels), None
+        each = for_mean / pixels
+        return for_x.add_(each) if ctx.in_place else for_x + each, None, None
 
 
 class _Scale(torch.autograd.Function):

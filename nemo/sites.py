@@ -8,7 +8,9 @@ head; those stay in the list with the reason in `skip`, so that nothing is left 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 MASKABLE = (nn.Conv2d, nn.Linear)
+PLAIN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose backward pass does not read their output
 HEAD = "fully connected: reads one vector per image"
 
 
@@ -29,7 +32,6 @@ class Site:
     start: int
     stop: int
     skip: str | None = None
-    in_place: bool = False  # whether the mask may be multiplied into the output where it lies
 
     @property
     def neurons(self) -> int:
@@ -42,13 +44,6 @@ class _Call:
     module: nn.Module
     input_ndim: int
     output: Tensor
-    version: int  # of the output, which every operation that writes over it adds to
-
-    @property
-    def kept(self) -> bool:
-        """Whether the output still was what it had been when the model ended."""
-        applies_more = hasattr(self.module, "act")  # timm's BatchNormAct2d: masked in its midst
-        return self.output._version == self.version and not applies_more
 
 
 def example_input(model: nn.Module) -> Tensor:
@@ -74,20 +69,14 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
 
     A fused attention projection (a Linear called `qkv`) is three sites: q, k and v.
     """
-    calls, norms = _trace(model, example_input(model) if example is None else example)
-    # the run is in eval mode, where a dropout in place does not show
-    dropout = any(
-        isinstance(m, nn.modules.dropout._DropoutNd) and m.inplace for m in model.modules()
-    )
+    calls, norm_of = _trace(model, example_input(model) if example is None else example)
     counts = Counter(call.name for call in calls)
     first_conv = next((c.name for c in calls if isinstance(c.module, nn.Conv2d)), None)
     first_block = _first_token_block(calls)
     sites: list[Site] = []
     for call in {c.name: c for c in calls}.values():
         skip = _skip_reason(call, counts[call.name], first_conv, first_block)
-        norm = norms.get(call.name)
-        in_place = (norm or call).kept and not dropout
-        sites += _sites_of(call, norm.name if norm else None, skip, in_place)
+        sites += _sites_of(call, norm_of.get(call.name), skip)
     called = set(counts)
     for name, module in model.named_modules():
         if isinstance(module, MASKABLE) and name not in called:
@@ -96,20 +85,38 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
     return sites
 
 
-def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, _Call]]:
+def overwritable(model: nn.Module, sites: Sequence[Site], example: Tensor) -> set[str]:
+    """The masked modules whose output nobody but the mask needs, so that it may write over it.
+
+    One step forward of a copy in train mode shows after which of them a later operation writes over
+    the output itself. A subclass may read its output in its backward pass, so it is never one.
+    """
+    outputs: dict[str, tuple[Tensor, int]] = {}
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
+        trained = copy.deepcopy(model).train()
+        for name in {site.norm or site.module for site in sites}:
+            module = trained.get_submodule(name)
+            if type(module) in PLAIN:
+                module.register_forward_hook(
+                    lambda m, a, y, name=name: outputs.update({name: (y, y._version)})
+                )
+        trained(torch.cat([example, example]))  # BatchNorm wants more than one image
+    return {name for name, (output, version) in outputs.items() if output._version == version}
+
+
+def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, str]]:
     """Run once and record the maskable calls, and for each convolution the BatchNorm reading it."""
     calls: list[_Call] = []
-    readers: dict[int, list[_Call]] = {}  # id of a tensor -> BatchNorms that read it
+    readers: dict[int, list[str]] = {}  # id of a tensor -> BatchNorms that read it
     alive: list[Tensor] = []  # an id is a tensor's own for only as long as the tensor lives
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            call = _Call(name, module, args[0].ndim, output, output._version)
             if isinstance(module, nn.BatchNorm2d):
                 alive.append(args[0])
-                readers.setdefault(id(args[0]), []).append(call)
+                readers.setdefault(id(args[0]), []).append(name)
             else:
-                calls.append(call)
+                calls.append(_Call(name, module, args[0].ndim, output))
 
         return hook
 
@@ -156,14 +163,14 @@ def _skip_reason(call: _Call, count: int, first_conv: str | None, block: str | N
     return None
 
 
-def _sites_of(call: _Call, norm: str | None, skip: str | None, in_place: bool) -> list[Site]:
+def _sites_of(call: _Call, norm: str | None, skip: str | None) -> list[Site]:
     assert isinstance(call.module, MASKABLE)
     width = call.module.weight.shape[0]
     prefix, _, leaf = call.name.rpartition(".")
     if leaf != "qkv" or width % 3 or isinstance(call.module, nn.Conv2d):
-        return [Site(call.name, call.name, norm, 0, width, skip, in_place)]
+        return [Site(call.name, call.name, norm, 0, width, skip)]
     third = width // 3
     return [
-        Site(f"{prefix}.{part}".lstrip("."), call.name, None, i * third, end, skip, in_place)
-        for i, (part, end) in enumerate(zip("qkv", (third, 2 * third, width), strict=True))
+        Site(f"{prefix}.{part}".lstrip("."), call.name, None, i * third, (i + 1) * third, skip)
+        for i, part in enumerate("qkv")
     ]

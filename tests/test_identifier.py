@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -96,9 +95,7 @@ def test_a_fused_projection_is_masked_as_q_k_and_v():
     model = small("vit_small").eval()
     modular = nemo.modularize(model).eval()
     tokens = {}
-    model.blocks[1].attn.qkv.register_forward_hook(
-        lambda m, a, y: tokens.update(x=a[0], y=y.clone())  # the mask may be written over y
-    )
+    model.blocks[1].attn.qkv.register_forward_hook(lambda m, a, y: tokens.update(x=a[0], y=y))
     seen = {}
     images = torch.randn(2, 3, 16, 16)
     # the second hook runs after the mask's, which is registered for the time of the call only
@@ -144,6 +141,24 @@ class Overwriting(nn.Module):
         return self.fc(self.after(self.last(x)).mean((2, 3)))
 
 
+class TrainingOnly(nn.Module):
+    """A functional dropout in place: invisible in eval mode."""
+
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training, inplace=True)
+
+
+def same_gradients_without_overwriting(modular):
+    twin = copy.deepcopy(modular)
+    twin.overwritable = frozenset()
+    images = torch.randn(5, 3, 8, 8)
+    for one in (modular, twin):
+        torch.manual_seed(1)
+        one(images)[0].square().sum().backward()
+    for ours, literal in zip(modular.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, literal.grad)
+
+
 @pytest.mark.parametrize(
     ("after", "in_place"),
     [
@@ -151,21 +166,54 @@ class Overwriting(nn.Module):
         (nn.ReLU(inplace=True), False),
         (nn.SiLU(inplace=True), False),
         (nn.Dropout(0.5, inplace=True), False),
+        (TrainingOnly(), False),
     ],
     ids=str,
 )
 def test_an_output_that_is_written_over_later_keeps_its_gradient(after, in_place):
     torch.manual_seed(0)
     modular = nemo.modularize(Overwriting(after))
-    assert [site.in_place for site in modular.sites] == [in_place, in_place]
-    twin = copy.deepcopy(modular)
-    twin.sites = [dataclasses.replace(site, in_place=False) for site in twin.sites]
-    images = torch.randn(5, 3, 8, 8)
-    for one in (modular, twin):
-        torch.manual_seed(1)
-        one(images)[0].square().sum().backward()
-    for ours, literal in zip(modular.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, literal.grad)
+    assert modular.overwritable == ({"bn", "last"} if in_place else set())
+    same_gradients_without_overwriting(modular)
+
+
+class TanhConv(nn.Conv2d):
+    def forward(self, x):
+        return torch.tanh(super().forward(x))
+
+
+def test_a_layer_that_reads_its_own_output_keeps_its_gradient():
+    torch.manual_seed(0)
+    model = Overwriting(nn.ReLU())
+    model.last = TanhConv(4, 4, 1)
+    modular = nemo.modularize(model)
+    assert modular.overwritable == {"bn"}
+    same_gradients_without_overwriting(modular)
+
+
+def test_hooks_see_values_that_stay_as_they_were():
+    torch.manual_seed(0)
+    modular = nemo.modularize(Overwriting(nn.ReLU()))
+    assert modular.overwritable == {"bn", "last"}
+    kept, copies = [], []
+
+    def keep(tensor):
+        kept.append(tensor)
+        copies.append(tensor.clone())
+
+    modular.model.last.register_forward_hook(lambda m, a, y: keep(y))
+    modular.model.last.register_full_backward_hook(lambda m, before, after: keep(before[0]))
+    modular(torch.randn(5, 3, 8, 8))[0].square().sum().backward()
+    assert len(kept) == 2
+    for tensor, copied in zip(kept, copies, strict=True):
+        torch.testing.assert_close(tensor, copied)
+
+
+def test_inference_mode_does_not_matter_to_what_is_masked():
+    model = Overwriting(nn.ReLU())
+    with torch.inference_mode():
+        modular = nemo.modularize(model)
+        assert modular(torch.randn(2, 3, 8, 8))[0].shape == (2, 2)
 
 
 def test_a_copy_is_independent():

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from benchmarks.study.plan import Unit, units
-from benchmarks.study.run import CELLS, WORK, run_unit
+from benchmarks.study.run import CELLS, WORK, digest, run_unit
 from benchmarks.study.tables import read_units, setting, summarised, tables
 from nemo.config import load_params
 from nemo.data import load, prepare
@@ -42,7 +42,7 @@ def run(names: tuple[str, ...], source: str | None, title: str | None) -> None:
     profile = load_params(PROFILE)
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
-    folder = WORK / "data" / DATASET
+    folder = WORK / "data" / digest(origin.model_dump()) / DATASET
     if not folder.exists():
         prepare(DATASET, origin, folder)
     data = load(folder)

@@ -23,7 +23,7 @@ from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
 from nemo.evaluation.modular import measure_masks
-from nemo.files import read_json, write_json
+from nemo.files import new_folder, read_json, write_json
 from nemo.layout import MODULAR, Cell, Layout, cells
 from nemo.report.results import read_history
 from nemo.training.cell import load_cell, train_cell, weights_sha256
@@ -38,7 +38,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     """Compute what is missing of `unit` and write its file; a killed run goes on where it was."""
     params = unit.params(profile)
-    layout = Layout(WORK / f"{unit.name}-{_digest([params.model_dump(), data.sha256])}")
+    layout = Layout(WORK / f"{unit.name}-{digest([params.model_dump(), data.sha256])}")
     chosen = [cell for cell in cells(params) if cell.method in unit.methods]
     subsets = params.subsets if unit.modules else []
     for cell in chosen:
@@ -67,21 +67,26 @@ def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
         return
     section = {"standard": None, "mwt": params.mwt, "nemo": params.loss}[cell.method]
     shape = params.architecture.of(cell.model)
-    key = [cell.name, params.train, shape, section, data.sha256]
-    shared = WORK / "trained" / _digest([getattr(k, "model_dump", lambda k=k: k)() for k in key])
-    if not shared.exists():
+    key = [cell.name, params.train, shape, section, data.sha256, data.flip, data.crop]
+    shared = WORK / "trained" / digest([getattr(k, "model_dump", lambda k=k: k)() for k in key])
+    if not (shared / "train").exists():
         ends: list[float] = [time.perf_counter()]
         train_cell(
             params,
             cell,
             data,
-            shared,
+            shared / "train",
             lambda e, r: ends.append(time.perf_counter()),
             watch_test=True,
         )
         gaps = [b - a for a, b in itertools.pairwise(ends)]
         write_json(shared / "made.json", {**provenance(), "epoch_seconds": gaps})
-    shutil.copytree(shared, layout.train(cell))
+    with new_folder(layout.train(cell)) as folder:
+        shutil.copytree(shared / "train", folder, dirs_exist_ok=True)
+        if (shared / "made.json").exists():  # else killed between the two: its times are lost
+            shutil.copy(shared / "made.json", folder)
+        else:
+            write_json(folder / "made.json", provenance())
 
 
 def _modularize(
@@ -178,5 +183,6 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short name for JSON values that decide a result."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -49,7 +49,7 @@ def _tuned(name: str, kind: Any, text: str, default: str) -> Callable[..., Any]:
     "--work", type=click.Path(path_type=Path), default="nemo-work", show_default=True,
     help="Keeps the trained parent: its next module needs no training.",
 )  # fmt: skip
-@click.option("--list-layers", is_flag=True, help="Say what can be cut, and do nothing else.")
+@click.option("--list-layers", is_flag=True, help="Say what can be cut, and train nothing.")
 def modularize(
     model: str,
     source: str,

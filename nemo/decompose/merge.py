@@ -21,7 +21,8 @@ from nemo.decompose.trace import Traced, module_path
 # Layers that are linear in what they read, and the dimension of their input's channels.
 READERS: dict[Any, int] = {aten.linear.default: -1, aten.conv2d.default: 1, lstm_outputs: -1}
 # What may lie between a norm and its reader: it moves elements, and pads with zeros.
-BETWEEN = {*MOVES, aten.roll.default, aten.constant_pad_nd.default, aten.pad.default}
+PADS = {aten.constant_pad_nd.default, aten.pad.default}
+BETWEEN = {*MOVES, aten.roll.default, *PADS}
 
 
 class Columns(NamedTuple):
@@ -50,6 +51,8 @@ def _columns(facts: Analysis, reader: fx.Node) -> Columns | None:
         return None  # zeros around the image are no output of a norm
     moves, norm = [], arg(reader, 0)
     while norm.target in BETWEEN:
+        if norm.target in PADS and norm.args[2:] not in ((), (0,), (0.0,), ("constant",)):
+            return None
         moves.append(norm)
         norm = arg(norm, 0)
     if norm.target is aten.layer_norm.default and len(arg(norm, 1)) == 1:
@@ -60,7 +63,8 @@ def _columns(facts: Analysis, reader: fx.Node) -> Columns | None:
         return None
     shape = facts.live[norm].shape
     labels = torch.arange(1, shape[axis] + 1)  # 0 is padding
-    labels = labels.expand(*shape) if axis == -1 else labels.view(-1, 1, 1).expand(*shape)
+    labels = labels.view([-1 if d == axis % len(shape) else 1 for d in range(len(shape))])
+    labels = labels.expand(*shape)
     for move in reversed(moves):
         labels = run(move, labels, *move.args[1:])
     labels = labels.movedim(READERS[reader.target], -1).flatten(0, -2)

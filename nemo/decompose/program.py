@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 from nemo.decompose.layers import LayerSpec, build
 from nemo.decompose.ops import OPS
@@ -33,7 +34,7 @@ class DecomposedModule(nn.Module):
     """A smaller model of the same function; an ordinary module for training, export and so on.
 
     In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
-    again, unless a layer has a forward hook that might keep them: big tensors are dear to allocate.
+    again, unless a layer has a hook that might keep them: big tensors are dear to allocate.
 
     Attributes:
         classes: the classes whose logits it returns, in order; None for all of them.
@@ -94,7 +95,8 @@ class DecomposedModule(nn.Module):
         """Whether nobody but this run can see intermediate values."""
         if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
             return False
-        hooked = any(layer._forward_hooks for layer in self.children())
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
+        hooked |= bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
         return torch.is_inference_mode_enabled() and not hooked
 
     def _overwrite(self, step: Step, values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo.artefact import load
+from nemo.artefact import DESCRIPTION, WEIGHTS, load
 from nemo.config import Params
 from nemo.cost import count_flops, count_parameters
 from nemo.data import Batches, Prepared, parse_subset
@@ -108,7 +108,7 @@ def _module_row(
         "accuracy": accuracy(*predict(tuned.to(device), test)),
         "nrr": as_cut.info["nrr"],
         "parameters": parameters,
-        "bytes": sum(file.stat().st_size for file in finetuned.iterdir() if "module" in file.name),
+        "bytes": sum((finetuned / name).stat().st_size for name in (WEIGHTS, DESCRIPTION)),
         "flops": flops,
         "parameters_ratio": parameters / parent["parameters"],
         "flops_ratio": flops / parent["flops"],

@@ -189,7 +189,7 @@ def make_module(
 
 def check_new(out: Path) -> None:
     """Raise DataError unless nothing is at `out` yet, and a folder can be made there."""
-    if out.exists():
+    if os.path.lexists(out):
         raise DataError(f"{out}: exists; name another folder or remove it")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):

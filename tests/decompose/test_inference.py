@@ -88,15 +88,30 @@ def test_overwriting_leaves_alone_what_is_read_again() -> None:
     assert_same(model, decompose(model, {}, example=IMAGES), {})
 
 
-def test_values_kept_by_a_hook_are_not_overwritten() -> None:
+@pytest.mark.parametrize("kind", ["forward", "pre", "global"])
+def test_values_kept_by_a_hook_are_not_overwritten(kind: str) -> None:
     module = cut("resnet18")
     assert module._overwriting
-    kept: list[Tensor] = []
-    layer = module.get_submodule(next(n for n, (k, _) in module.kinds.items() if "Norm" in k))
-    layer.register_forward_hook(lambda _, args, output: kept.append(output))
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        value = args[0] if output is None else output
+        kept.append((value, value.clone()))
+
+    if kind == "global":
+        handle = nn.modules.module.register_module_forward_hook(keep)
+    else:
+        for layer in module.children():
+            handle = (
+                layer.register_forward_hook(keep)
+                if kind == "forward"
+                else layer.register_forward_pre_hook(keep)
+            )
     with torch.inference_mode():
         module(IMAGES)
-        assert (kept[0] < 0).any()
+    handle.remove()
+    assert len(kept) > 10
+    assert all(torch.equal(value, copied) for value, copied in kept)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg16"])

@@ -161,6 +161,37 @@ def test_dead_channels_stay_where_zeros_are_padded(
     assert module.middle_fc.weight.shape[1] == columns
 
 
+class Sequence(nn.Module):
+    """A GroupNorm of one group over (B, C, L), and a Linear over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.GroupNorm(1, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(x.flatten(2)).transpose(1, 2)).transpose(1, 2)
+
+
+class Filled(nn.Module):
+    """A LayerNorm whose channels are padded with a value that is none of its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(WIDTH), nn.Linear(WIDTH + 1, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(self.norm(x.flatten(2).transpose(1, 2)), (0, 1), value=2.0)
+        return self.fc(y).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("middle", "columns"), [(Sequence, 7), (Filled, WIDTH + 1)])
+def test_dead_channels_of_other_shapes(
+    middle: type[nn.Module], columns: int, tmp_path: Path
+) -> None:
+    module = check(middle(), {"conv": MASK}, tmp_path)
+    assert module.middle_fc.weight.shape[1] == columns
+
+
 @pytest.mark.parametrize(
     ("first", "bias", "layers", "columns"),
     [(True, True, 1, 7), (False, True, 2, 7), (True, False, 1, WIDTH)],
