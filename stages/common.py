@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nemo.cli import main
-from nemo.config import load_params
+from nemo.config import ParamsError, load_params
 from nemo.layout import Cell
 
 
@@ -29,7 +29,11 @@ def leave_out(method: str, out: Path) -> None:
     DVC can build stages from a list but not filter them, and one block per method is what lets each
     track only its own params.
     """
-    if method not in load_params().methods:
+    try:
+        methods = load_params().methods
+    except ParamsError as error:
+        sys.exit("\n".join(f"nemo: {line}" for line in str(error).splitlines()))
+    if method not in methods:
         out.mkdir(parents=True, exist_ok=True)
         print(f"{method} is not among methods: nothing to do")
         sys.exit(0)

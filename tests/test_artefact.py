@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import nemo.artefact as artefact
 from nemo.artefact import ArtefactError, load, save
@@ -140,3 +141,12 @@ def test_loading_imports_neither_timm_nor_the_training_code(
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_layers_of_a_sequential_keep_their_numbers(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model.append(nn.Linear(4 * 28 * 28, 3))
+    module = decompose(model, {"2": torch.tensor([True, False, True, False])})
+    save(module, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path)(images), module(images))

@@ -193,3 +193,18 @@ def test_leaving_mwt_out_touches_no_other_training(project):
     )
     trained = {stage for stage in stages if stage.startswith("train")}
     assert trained == {f"train_mwt@digits-{model}-0" for model in ("resnet18", "vit_small")}
+
+
+def test_a_stage_says_in_one_line_what_is_wrong_with_the_params(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("tau: 0.2", "tau: -0.2"))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.train", "digits", "resnet18", "mwt", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("nemo: params.yaml: loss.tau: ")

@@ -21,7 +21,7 @@ from nemo.decompose.steps import INPUT, Ref, Step
 
 DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16,
                               torch.int64, torch.int32, torch.bool)}  # fmt: skip
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+NAME = re.compile(r"[A-Za-z0-9_]{1,200}")  # those in an nn.Sequential are numbers
 LARGEST_VALUE = 2**28  # elements of one value of a module, at batch 2
 LARGEST_NUMBER = 2**31
 CONFIG: dict[str, tuple[type, ...]] = {
