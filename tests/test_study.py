@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmarks.study import run
+from benchmarks.study import granularity, run
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.tables import Table, read_units, setting, summarised, tables
 from nemo.config import Params, load_params
@@ -39,17 +39,30 @@ def small(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("model", SHAPES)
-def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model):
-    unit = Unit(f"{model}-0", model, 0, baselines=True)
+def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model, monkeypatch):
+    transformer = model == "vit_small"
+    monkeypatch.setattr(granularity, "SUBSETS", ("0+1",))
+    unit = Unit(f"{model}-0", model, 0, baselines=True, granularity=transformer)
     facts = json.loads(run.run_unit(unit, *small).read_text())
     modules = facts["evaluation"]["modules"]
     assert {(m["method"], m["subset"]) for m in modules} == {("mwt", "0+1"), ("nemo", "0+1")}
     nemo = next(m for m in modules if m["method"] == "nemo")
-    assert {row["baseline"] for row in facts["baselines"]} == {"random", "pruned", "dense"}
+    kinds = {"random", "pruned", "dense", "nemo, mean"}
+    assert {row["baseline"] for row in facts["baselines"]} == kinds
     for row in facts["baselines"]:
         assert 0.5 * nemo["parameters"] < row["parameters"] <= nemo["parameters"]
         assert row["accuracy"] <= row["best_test_accuracy"] or row["best_epoch"] == 0
     assert len(facts["thresholds"]) == 2 * 2
+    for row in facts["thresholds"]:  # the profile's threshold gives the class masks' own figures
+        if row["threshold"] == facts["params"]["masks"]["threshold"]:
+            masks = facts["masks"][row["method"]]
+            for key in ("nrr", "cohesion", "coupling"):
+                assert row[key] == pytest.approx(masks[key], rel=1e-4)
+    if transformer:
+        sizes = {(r["threshold"], r["granularity"]): r["parameters"] for r in facts["granularity"]}
+        assert len(sizes) == 4
+        for threshold in (0.5, 0.9):
+            assert sizes[threshold, "heads"] <= sizes[threshold, "neurons"]
     for row in facts["gap"]:
         assert set(row) == {
             "method",
@@ -65,7 +78,7 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model):
     made = {table.name: table for table in tables(read_units(run.CELLS))}
     assert set(made) >= {"T1-models", "T2-modules", "gap"}
     kinds = set(summarised(made["T2-modules"])["kind"])
-    assert kinds == {"mwt", "nemo", "standard", "random", "pruned", "dense"}
+    assert kinds == {"mwt", "nemo", "standard", "random", "pruned", "dense", "nemo, mean"}
     assert "digits" in setting(read_units(run.CELLS))
 
 
@@ -76,7 +89,7 @@ def test_over_seeds_there_is_a_mean_and_a_spread():
 
 
 def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):
-    run.run_unit(Unit("first", "resnet18", 0, ("standard", "nemo"), modules=False), *small)
+    run.run_unit(Unit("first", "resnet18", 0, ("standard", "nemo"), subsets=()), *small)
     trained = []
     original = run.train_cell
     monkeypatch.setattr(
@@ -84,6 +97,6 @@ def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):
         "train_cell",
         lambda p, cell, *a, **k: (trained.append(cell.method), original(p, cell, *a, **k)),
     )
-    changed = Unit("alpha", "resnet18", 0, ("standard", "nemo"), {"loss.alpha": 0.5}, modules=False)
+    changed = Unit("alpha", "resnet18", 0, ("standard", "nemo"), {"loss.alpha": 0.5}, ())
     run.run_unit(changed, *small)
     assert trained == ["nemo"]

@@ -3,8 +3,8 @@
 Per class subset, each with at most as many parameters as NeMo's module and trained as it is:
 `random` is the module's own architecture with fresh weights, `pruned` the standard model cut down
 by magnitude (torch-pruning) with its head restricted to the subset, `dense` a narrower model of the
-same family from scratch. The fourth, the standard model restricted to the subset at full size, is
-in the evaluation.
+same family from scratch. `nemo, mean` is NeMo's module with the mean masks of gap.py folded into
+its weights. The standard model restricted to the subset, at full size, is in the evaluation.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.study.gap import scaled, subset_means
 from benchmarks.study.plan import Unit
 from nemo.artefact import load
 from nemo.config import CnnShape, Params, VitShape
 from nemo.cost import count_flops, count_parameters
 from nemo.data import Batches, Prepared, parse_subset
+from nemo.decompose import decompose
+from nemo.device import resolve_device
+from nemo.evaluation.modular import load_class_masks
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import read_json, write_json
+from nemo.identifier import Modular
 from nemo.layout import Cell, Layout
 from nemo.models import build_model, family_of
-from nemo.training.cell import load_cell
+from nemo.training.cell import load_cell, weights_sha256
 from nemo.training.finetune import finetune
 
 STEPS = 12  # of the bisections for a size
@@ -54,22 +59,26 @@ def _measure(
     layout: Layout,
     subset: str,
 ) -> dict[str, Any]:
-    classes = parse_subset(subset, data.classes)
-    part = data.restrict(classes)
     torch.manual_seed(unit.seed)
     model = make(params, unit, data, layout, subset)
+    title = f"{unit.name} {subset} {name}"
+    return {"baseline": name, "subset": subset, **tuned(model, params, unit, data, subset, title)}
+
+
+def tuned(
+    model: nn.Module, params: Params, unit: Unit, data: Prepared, subset: str, title: str
+) -> dict[str, Any]:
+    """Size, and test accuracy before and after the fine-tuning that a module gets."""
+    part = data.restrict(parse_subset(subset, data.classes))
+    test = Batches(part.splits["test"], data.mean, data.std, 256)
     costs = {
         "parameters": count_parameters(model),
         "flops": count_flops(model, torch.zeros(1, 3, *data.size)),
+        "accuracy_step0": accuracy(*predict(model, test)),
     }
     family = family_of(unit.model, model)
-    history, metrics = finetune(
-        model, part, family, params, unit.seed, f"{unit.name} {subset} {name}", watch_test=True
-    )
-    test = Batches(part.splits["test"], data.mean, data.std, 256)
+    history, metrics = finetune(model, part, family, params, unit.seed, title, watch_test=True)
     return {
-        "baseline": name,
-        "subset": subset,
         **costs,
         **metrics,
         "accuracy": accuracy(*predict(model.cpu(), test)),
@@ -78,7 +87,7 @@ def _measure(
 
 
 def _random(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: str) -> nn.Module:
-    module = load(layout.module(_nemo(unit, data), subset))
+    module = load(layout.module(nemo_cell(unit, data), subset))
     own = {
         id(p) for m in module.modules() if hasattr(m, "reset_parameters") for p in m.parameters()
     }
@@ -141,7 +150,17 @@ def _pruned(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: 
     return _largest_within(_budget(unit, data, layout, subset), pruned)
 
 
-BASELINES = {"random": _random, "pruned": _pruned, "dense": _dense}
+def _mean(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: str) -> nn.Module:
+    cell = nemo_cell(unit, data)
+    modular = load_cell(layout.train(cell)).to(resolve_device(params.device))
+    assert isinstance(modular, Modular)
+    masks = load_class_masks(
+        layout.masks(cell), modular.layers, weights_sha256(layout.train(cell))
+    ).select(parse_subset(subset, data.classes))
+    return decompose(scaled(modular, subset_means(params, modular, data, subset)).cpu(), masks)
+
+
+BASELINES = {"random": _random, "pruned": _pruned, "dense": _dense, "nemo, mean": _mean}
 
 
 def _restrict_heads(model: nn.Module, classes: Sequence[int], count: int) -> list[str]:
@@ -179,8 +198,8 @@ def _largest_within(budget: int, make: Callable[[float], nn.Module]) -> nn.Modul
 
 
 def _budget(unit: Unit, data: Prepared, layout: Layout, subset: str) -> int:
-    return count_parameters(load(layout.module(_nemo(unit, data), subset)))
+    return count_parameters(load(layout.module(nemo_cell(unit, data), subset)))
 
 
-def _nemo(unit: Unit, data: Prepared) -> Cell:
+def nemo_cell(unit: Unit, data: Prepared) -> Cell:
     return Cell(data.name, unit.model, "nemo", unit.seed)

@@ -41,11 +41,12 @@ def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list
             for s in ("train", "val")
         )
         binary = {layer: mask.to(device).float() for layer, mask in masks.select(classes).items()}
-        mean = {layer: m * binary[layer] for layer, m in _mean_masks(modular, train).items()}
+        soft = subset_means(params, modular, data, subset)
+        mean = {layer: mask * binary[layer] for layer, mask in soft.items()}
         row: dict[str, Any] = {"method": cell.method, "subset": subset}
         row["soft"] = _accuracy(modular, validation, classes)
         for name, scales in (("binary", binary), ("mean", mean)):
-            model = _scaled(modular, scales)
+            model = scaled(modular, scales)
             row[name] = _accuracy(model, validation, classes)
             recalibrate_bn(model, train)
             row[f"{name} + bn"] = _accuracy(model, validation, classes)
@@ -54,8 +55,12 @@ def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list
 
 
 @torch.inference_mode()
-def _mean_masks(modular: Modular, batches: Batches) -> dict[str, Tensor]:
-    """{layer: (N_l,)}: each neuron's soft mask, averaged over the images."""
+def subset_means(
+    params: Params, modular: Modular, data: Prepared, subset: str
+) -> dict[str, Tensor]:
+    """{layer: (N_l,)}: each neuron's soft mask, averaged over the subset's training images."""
+    split = data.restrict(parse_subset(subset, data.classes)).splits["train"]
+    batches = Batches(split, data.mean, data.std, 256, device=resolve_device(params.device))
     modular.eval()
     total: dict[str, Tensor] = {}
     count = 0
@@ -67,7 +72,7 @@ def _mean_masks(modular: Modular, batches: Batches) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _scaled(modular: Modular, scales: dict[str, Tensor]) -> nn.Module:
+def scaled(modular: Modular, scales: dict[str, Tensor]) -> nn.Module:
     """The base model with its masked neurons multiplied by constants, folded into the weights."""
     model = copy.deepcopy(modular.model).eval()
     for site in modular.sites:

@@ -11,15 +11,18 @@ from nemo.config import Method, Params
 MODELS = ("vgg16", "resnet18", "vit_small", "simcnn", "rescnn", "deit_small")
 WITH_BASELINES = ("vgg16", "resnet18", "vit_small")
 SEEDS = (0, 1, 2)  # of vgg16; the other models have the first one
-ALPHAS = (0.25, 0.5, 2.0, 4.0)  # besides the profile's 1
-TAUS = (0.05, 0.1, 0.5, 1.0)  # besides the profile's 0.2
+# one model stands for its family; the profile's alpha is among them, chosen on validation images
+ALPHAS = {"vgg16": (0.25, 0.5, 1.0, 2.0), "vit_small": (0.03, 0.1, 0.3, 1.0)}
+TAUS = (0.1, 0.3, 0.5)  # besides the profile's 0.2
+PAIRS = ("airplane+automobile", "cat+dog")
 
 
 @dataclass(frozen=True)
 class Unit:
     """One model and seed of the profile.
 
-    `changes` are {dotted key: value} of the params; without `modules` nothing is cut.
+    `changes` are {dotted key: value} of the params; `subsets` are what is cut, None for the
+    profile's.
     """
 
     name: str
@@ -27,8 +30,9 @@ class Unit:
     seed: int
     methods: tuple[Method, ...] = ("standard", "mwt", "nemo")
     changes: dict[str, Any] = field(default_factory=dict)
-    modules: bool = True
+    subsets: tuple[str, ...] | None = None
     baselines: bool = False
+    granularity: bool = False
 
     def params(self, profile: Params) -> Params:
         """The profile with this unit's model, seed and changes.
@@ -46,36 +50,39 @@ class Unit:
             inner[last] = value
         return Params.model_validate(raw)
 
+    def subsets_of(self, params: Params) -> list[str]:
+        return params.subsets if self.subsets is None else list(self.subsets)
+
 
 def units() -> Iterator[Unit]:
-    """Every unit, the ones that most tables need first."""
-    for seed in SEEDS:
+    """Every unit, the ones that most tables need first; the sweeps that decide alpha come before
+    what uses it."""
+    for model, alphas in ALPHAS.items():
+        for alpha in alphas:
+            yield _knob(f"{model}-alpha-{alpha:g}-0", model, {"loss.alpha": alpha})
+    for model in MODELS:
+        vit = model == "vit_small"
+        yield Unit(f"{model}-0", model, 0, baselines=model in WITH_BASELINES, granularity=vit)
+    for seed in SEEDS[1:]:
         yield Unit(f"vgg16-{seed}", "vgg16", seed, baselines=True)
-    for model in MODELS[1:]:
-        yield Unit(f"{model}-0", model, 0, baselines=model in WITH_BASELINES)
     for seed in SEEDS:
         yield from _objectives(seed)
-    yield from _sensitivity()
+    for form in ("equation", "released"):
+        for tau in TAUS:
+            changes = {"loss.tau": tau, "loss.form": form}
+            yield _knob(f"vgg16-{form}-tau-{tau:g}-0", "vgg16", changes)
 
 
 def _objectives(seed: int) -> Iterator[Unit]:
     """T3: what each part of an objective does; `vgg16-SEED` has the equation form and MwT's sum."""
     parts = {"cohesion-only": (0.5, 0.0), "coupling-only": (0.0, 1.5), "no-mask-loss": (0.0, 0.0)}
     released = {"loss.form": "released"}
-    yield Unit(f"vgg16-released-{seed}", "vgg16", seed, ("standard", "nemo"), released)
+    yield Unit(f"vgg16-released-{seed}", "vgg16", seed, ("standard", "nemo"), released, PAIRS)
     for name, (alpha, beta) in parts.items():
         changes = {"mwt.alpha": alpha, "mwt.beta": beta}
-        yield Unit(f"vgg16-{name}-{seed}", "vgg16", seed, ("standard", "mwt"), changes)
+        yield Unit(f"vgg16-{name}-{seed}", "vgg16", seed, ("standard", "mwt"), changes, PAIRS)
 
 
-def _sensitivity() -> Iterator[Unit]:
-    """T4: one knob at a time, around the profile's values."""
-    for alpha in ALPHAS:
-        yield _knob(f"vgg16-alpha-{alpha:g}-0", {"loss.alpha": alpha})
-    for form in ("equation", "released"):
-        for tau in TAUS:
-            yield _knob(f"vgg16-{form}-tau-{tau:g}-0", {"loss.tau": tau, "loss.form": form})
-
-
-def _knob(name: str, changes: dict[str, Any]) -> Unit:
-    return Unit(name, "vgg16", 0, ("standard", "nemo"), changes, modules=False)
+def _knob(name: str, model: str, changes: dict[str, Any]) -> Unit:
+    """T4: one knob around the profile's value; nothing is cut."""
+    return Unit(name, model, 0, ("standard", "nemo"), changes, ())

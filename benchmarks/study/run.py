@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.study.baselines import measure_baselines
 from benchmarks.study.gap import mask_gap
+from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import Unit
 from nemo.config import Params
 from nemo.data import Batches, Prepared
@@ -24,7 +26,16 @@ from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
 from nemo.evaluation.modular import measure_masks
 from nemo.files import new_folder, read_json, write_json
+from nemo.identifier import Modular
 from nemo.layout import MODULAR, Cell, Layout, cells
+from nemo.masks import (
+    cohesion,
+    coupling,
+    mask_frequency,
+    masks_from_frequency,
+    retention_rate,
+    sample_bits,
+)
 from nemo.report.results import read_history
 from nemo.training.cell import load_cell, train_cell, weights_sha256
 from nemo.training.cut import cut_module
@@ -40,7 +51,7 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     params = unit.params(profile)
     layout = Layout(WORK / f"{unit.name}-{digest([params.model_dump(), data.sha256])}")
     chosen = [cell for cell in cells(params) if cell.method in unit.methods]
-    subsets = params.subsets if unit.modules else []
+    subsets = unit.subsets_of(params)
     for cell in chosen:
         _train(params, cell, data, layout)
         if cell.method in MODULAR:
@@ -48,7 +59,7 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     narrowed = params.model_copy(update={"methods": list(unit.methods), "subsets": subsets})
     evaluate_model(narrowed, data.name, unit.model, data, layout)
     extras: dict[str, Any] = {}
-    if unit.modules:
+    if not unit.changes:
         modular = [cell for cell in chosen if cell.method in MODULAR]
         extras["gap"] = [row for c in modular for row in mask_gap(params, c, data, layout)]
         extras["thresholds"] = [
@@ -56,6 +67,8 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
         ]
     if unit.baselines:
         extras["baselines"] = measure_baselines(params, unit, data, layout)
+    if unit.granularity:
+        extras["granularity"] = granularity(params, unit, data, layout)
     file = CELLS / f"{unit.name}.json"
     write_json(file, {**_facts(unit, params, data, layout, chosen, subsets), **extras})
     return file
@@ -94,7 +107,13 @@ def _modularize(
 ) -> None:
     """Class masks, and the modules of `subsets` as cut and fine-tuned."""
     if not layout.masks(cell).exists():
-        _measure_masks(params, cell, data, layout, params.masks.threshold, layout.masks(cell))
+        measure_masks(
+            _modular(params, cell, layout),
+            _training_images(params, data),
+            params.masks.threshold,
+            layout.masks(cell),
+            weights_sha256(layout.train(cell)),
+        )
     meta = {
         "classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size
     }  # fmt: skip
@@ -107,26 +126,43 @@ def _modularize(
             finetune_module(params, cell, module, data, tuned, watch_test=True)
 
 
-def _measure_masks(
-    params: Params, cell: Cell, data: Prepared, layout: Layout, threshold: float, out: Path
-) -> None:
-    device = resolve_device(params.device)
-    modular = load_cell(layout.train(cell)).to(device)
-    batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
-    measure_masks(modular, batches, threshold, out, weights_sha256(layout.train(cell)))  # type: ignore[arg-type]
-
-
 def _thresholds(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
-    """T4: the class masks' figures at every threshold."""
-    rows = []
-    for threshold in THRESHOLDS:
-        folder = layout.masks(cell).with_name(f"masks-{threshold:g}")
-        if not folder.exists():
-            _measure_masks(params, cell, data, layout, threshold, folder)
-        metrics = read_json(folder / "metrics.json")
-        row = {key: metrics[key] for key in ("nrr", "cohesion", "coupling")}
-        rows.append({"method": cell.method, "threshold": threshold, **row})
-    return rows
+    """T4: the class masks' figures at every threshold, from one pass over the images."""
+    file = layout.masks(cell).with_name("thresholds.json")
+    if not file.exists():
+        modular = _modular(params, cell, layout)
+        seen = [
+            ({layer: bit.cpu() for layer, bit in bits.items()}, labels.cpu())
+            for bits, labels in sample_bits(modular, _training_images(params, data))
+        ]
+        bits = {layer: torch.cat([batch[layer] for batch, _ in seen]) for layer in modular.layers}
+        labels = torch.cat([label for _, label in seen])
+        frequency = mask_frequency([(bits, labels)])
+        write_json(file, [_at(threshold, frequency, bits, labels) for threshold in THRESHOLDS])
+    return [{"method": cell.method, **row} for row in json.loads(file.read_text())]
+
+
+def _at(
+    threshold: float, frequency: dict[str, Tensor], bits: dict[str, Tensor], labels: Tensor
+) -> dict[str, float]:
+    masks = masks_from_frequency(frequency, threshold)
+    return {
+        "threshold": threshold,
+        "nrr": retention_rate(masks),
+        "cohesion": cohesion(bits, labels, masks),
+        "coupling": coupling(masks),
+    }
+
+
+def _modular(params: Params, cell: Cell, layout: Layout) -> Modular:
+    modular = load_cell(layout.train(cell)).to(resolve_device(params.device))
+    assert isinstance(modular, Modular), cell.name
+    return modular
+
+
+def _training_images(params: Params, data: Prepared) -> Batches:
+    device = resolve_device(params.device)
+    return Batches(data.splits["train"], data.mean, data.std, 256, device=device)
 
 
 def _facts(
@@ -139,8 +175,10 @@ def _facts(
 ) -> dict[str, Any]:
     """What was measured and what it was measured with."""
     evaluation = read_json(layout.evaluation(data.name, unit.model))
-    history, made = {}, {}
+    history, made, masks = {}, {}, {}
     for cell in chosen:
+        if cell.method in MODULAR:
+            masks[cell.method] = read_json(layout.masks(cell) / "metrics.json")
         history[cell.method] = read_history(
             layout.train(cell) / "history.csv", layout.root, "train"
         )
@@ -162,6 +200,7 @@ def _facts(
         "trained": made,
         "evaluation": evaluation,
         "history": history,
+        "masks": masks,
         "finetuning": tuned,
     }
 
