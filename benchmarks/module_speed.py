@@ -113,24 +113,24 @@ def cost(name: str) -> dict[str, Any]:
     masks = masks_of(model, 0.3)
     decompose(make("resnet18", CnnShape(width=0.1)), {})  # imports, and what torch sets up once
     size = 4 * count_parameters(model)
-    _reset_peak()
-    before, begin = _peak(), time.perf_counter()
+    reset_peak()
+    before, begin = peak(), time.perf_counter()
     decompose(model, masks)
     seconds = time.perf_counter() - begin
     return {
         "model": name,
         "seconds": round(seconds, 1),
         "model_mb": round(size / 1e6, 1),
-        "peak_mb": round((_peak() - before) / 1e6, 1),
-        "peak_models": round((_peak() - before) / size, 2),
+        "peak_mb": round((peak() - before) / 1e6, 1),
+        "peak_models": round((peak() - before) / size, 2),
     }
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM becomes the present size
 
 
-def _peak() -> int:
+def peak() -> int:
     """The largest resident set so far, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -4,10 +4,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from benchmarks.study import __main__ as main
 from benchmarks.study import granularity, run
+from benchmarks.study.figures import DRAW
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.tables import Table, read_units, setting, summarised, tables
+from benchmarks.study.times import measure_times
 from nemo.config import Params, load_params
 from nemo.data import load, prepare
 
@@ -75,11 +79,29 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model, mon
         }
     assert all("test_accuracy" in row for row in facts["history"]["standard"])
     assert len(facts["trained"]["nemo"]["epoch_seconds"]) == 1
-    made = {table.name: table for table in tables(read_units(run.CELLS))}
-    assert set(made) >= {"T1-models", "T2-modules", "gap"}
+    cells, times = run.CELLS, run.CELLS.with_name("times")
+    measure_times(unit, *small, times / f"{unit.name}.json")
+    timed = json.loads((times / f"{unit.name}.json").read_text())
+    assert {row["method"] for row in timed["training"]} == {"standard", "mwt", "nemo"}
+    assert len(timed["latency"]) == 2 * (1 + 2)
+    assert all(row["ms"] > 0 for row in timed["latency"] + timed["training"])
+    made = {table.name: table for table in tables(read_units(cells), read_units(times))}
     kinds = set(summarised(made["T2-modules"])["kind"])
     assert kinds == {"mwt", "nemo", "standard", "random", "pruned", "dense", "nemo, mean"}
-    assert "digits" in setting(read_units(run.CELLS))
+    assert "digits" in setting(read_units(cells))
+    monkeypatch.setattr(main, "CELLS", cells)
+    monkeypatch.setattr(main, "TIMES", times)
+    done = CliRunner().invoke(main.cli, ["tables"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    expected = set(DRAW) - {"T3-objectives"}
+    expected -= set() if transformer else {"T4-sensitivity", "T5-granularity"}
+    assert set(made) == expected
+    page = (cells.parent / "index.html").read_text()
+    for name in expected:
+        assert f'id="{name}"' in page
+        assert (cells.parent / f"{name}.md").exists()
+        assert (cells.parent / "figures" / f"{name}.png").stat().st_size > 5000
+    assert "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_over_seeds_there_is_a_mean_and_a_spread():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from benchmarks.study.figures import draw
+from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.run import CELLS, WORK, digest, run_unit
 from benchmarks.study.tables import read_units, setting, summarised, tables
-from nemo.config import load_params
-from nemo.data import load, prepare
+from benchmarks.study.times import measure_times
+from nemo.config import Params, load_params
+from nemo.data import Prepared, load, prepare
 
 PROFILE = Path("profiles/cifar10-cpu.yaml")
 DATASET = "cifar10"
+TIMES = CELLS.with_name("times")
 
 
 @click.group()
@@ -28,42 +33,74 @@ def list_units() -> None:
         click.echo(f"{'done' if (CELLS / f'{unit.name}.json').exists() else '-':5} {unit.name}")
 
 
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    source = "As `data.cifar10.source` of the params: folder:PATH offline."
+    title = "As `data.cifar10.title`: what the tables call these images."
+    command = click.option("--title", help=title)(command)
+    command = click.option("--source", help=source)(command)
+    return click.argument("names", nargs=-1)(command)
+
+
 @cli.command()
-@click.argument("names", nargs=-1)
-@click.option("--source", help="As `data.cifar10.source` of the params: folder:PATH offline.")
-@click.option("--title", help="As `data.cifar10.title`: what the tables call these images.")
+@_options
 def run(names: tuple[str, ...], source: str | None, title: str | None) -> None:
     """Compute units, those without a file by default; a killed run goes on where it was."""
+    profile, data, wanted = _prepare(names, source, title)
+    for unit in wanted:
+        if names or not (CELLS / f"{unit.name}.json").exists():
+            click.echo(run_unit(unit, profile, data))
+
+
+@cli.command()
+@_options
+def times(names: tuple[str, ...], source: str | None, title: str | None) -> None:
+    """Time finished units whose weights are still in study/, on a quiet machine."""
+    profile, data, wanted = _prepare(names, source, title)
+    for unit in wanted:
+        if names or (unit.modular and (CELLS / f"{unit.name}.json").exists()):
+            file = TIMES / f"{unit.name}.json"
+            measure_times(unit, profile, data, file)
+            click.echo(file)
+
+
+def _prepare(
+    names: tuple[str, ...], source: str | None, title: str | None
+) -> tuple[Params, Prepared, list[Unit]]:
+    """The profile, its images and the units asked for, which are all where none is named."""
     known = {unit.name: unit for unit in units()}
     for name in names:
         if name not in known:
             raise click.UsageError(f"no unit {name!r}; see `python -m benchmarks.study list`")
-    wanted: list[Unit] = [known[name] for name in names or known]
     profile = load_params(PROFILE)
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
     folder = WORK / "data" / digest(origin.model_dump()) / DATASET
     if not folder.exists():
         prepare(DATASET, origin, folder)
-    data = load(folder)
-    for unit in wanted:
-        if names or not (CELLS / f"{unit.name}.json").exists():
-            click.echo(run_unit(unit, profile, data))
+    return profile, load(folder), [known[name] for name in names or known]
 
 
 @cli.command("tables")
 def write_tables() -> None:
-    """The tables of all finished units, as CSV (a row per seed) and Markdown (over seeds)."""
+    """The tables of all finished units, as CSV (a row per seed) and Markdown (over seeds), their
+    figures, and one page of everything."""
     units_done = read_units(CELLS)
     if not units_done:
         raise click.ClickException(f"{CELLS}: no finished unit; `python -m benchmarks.study run`")
-    for table in tables(units_done):
+    folder = CELLS.parent
+    made = tables(units_done, read_units(TIMES))
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = [draw(table, folder / "figures") for table in made]
+    for table, picture in zip(made, pictures, strict=True):
         text = table.frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        (CELLS.parent / f"{table.name}.csv").write_text(text)
+        (folder / f"{table.name}.csv").write_text(text)
         over_seeds = summarised(table).to_markdown(index=False, disable_numparse=True)
-        content = f"# {table.title}\n\n{setting(units_done)} {table.how}\n\n{over_seeds}\n"
-        (CELLS.parent / f"{table.name}.md").write_text(content)
-        click.echo(CELLS.parent / f"{table.name}.md")
+        shown = f"![{picture.how}](figures/{picture.file})"
+        parts = [f"# {table.title}", setting(units_done), table.how, shown, over_seeds]
+        (folder / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
+        click.echo(folder / f"{table.name}.md")
+    write_page(units_done, made, pictures, folder)
+    click.echo(folder / "index.html")
 
 
 if __name__ == "__main__":

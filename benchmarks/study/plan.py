@@ -34,6 +34,11 @@ class Unit:
     baselines: bool = False
     granularity: bool = False
 
+    @property
+    def modular(self) -> bool:
+        """Whether modules are cut."""
+        return self.subsets is None or bool(self.subsets)
+
     def params(self, profile: Params) -> Params:
         """The profile with this unit's model, seed and changes.
 

@@ -49,7 +49,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     """Compute what is missing of `unit` and write its file; a killed run goes on where it was."""
     params = unit.params(profile)
-    layout = Layout(WORK / f"{unit.name}-{digest([params.model_dump(), data.sha256])}")
+    layout = unit_layout(params, unit, data)
     chosen = [cell for cell in cells(params) if cell.method in unit.methods]
     subsets = unit.subsets_of(params)
     for cell in chosen:
@@ -72,6 +72,11 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     file = CELLS / f"{unit.name}.json"
     write_json(file, {**_facts(unit, params, data, layout, chosen, subsets), **extras})
     return file
+
+
+def unit_layout(params: Params, unit: Unit, data: Prepared) -> Layout:
+    """Where the unit's weights and modules are; other params or images go elsewhere."""
+    return Layout(WORK / f"{unit.name}-{digest([params.model_dump(), data.sha256])}")
 
 
 def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:

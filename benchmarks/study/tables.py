@@ -1,4 +1,4 @@
-"""The tables T1 to T4 and T7, from the units' files alone.
+"""The tables T1 to T7, from the units' files alone.
 
 Accuracies are test accuracies in percent, at the last epoch (modules: at the epoch that validation
 chose). `best test %` is the paper's protocol, the best test epoch, and serves only to compare with
@@ -7,17 +7,21 @@ published figures. Over seeds: mean +- standard deviation (n-1), differences pai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from benchmarks.study.plan import ALPHAS, PAIRS
 from nemo.files import read_json
 
 Facts = dict[str, Any]
+Row = dict[str, Any]
 OBJECTIVES = (  # start of the unit's name, method, title
     ("vgg16", "nemo", "contrastive, equation"),
     ("vgg16-released", "nemo", "contrastive, released"),
@@ -58,37 +62,75 @@ def setting(units: dict[str, Facts]) -> str:
     )
 
 
-def tables(units: dict[str, Facts]) -> list[Table]:
-    """Every table that the units at hand have rows for."""
+def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
+    """Every table that the units and timings at hand have rows for."""
     made = [
         Table(
             "T1-models",
-            "Modular models",
-            "Loss is the points lost against the standard model of the same seed (paired).",
+            "T1. Modular models",
+            "Loss: points lost against the standard model of the same seed (paired). Time: median "
+            "training epoch over the standard one's, one thread each beside other work; T6 has "
+            "steps that took turns.",
             ("model", "method"),
             pd.DataFrame(_models(units)),
         ),
         Table(
             "T2-modules",
-            "Modules and what else has their size, per class subset",
+            "T2. Modules and what else has their size, per class subset",
             "random, pruned and dense have at most the parameters of NeMo's module and the same "
-            "fine-tuning; standard is the whole standard model with its logits restricted.",
+            "fine-tuning; `nemo, mean` is NeMo's module with mean masks in its weights; standard "
+            "is the whole standard model with its logits restricted. Parameters, FLOPs and latency "
+            "in % of the standard model.",
             ("model", "subset", "kind"),
-            pd.DataFrame(_modules(units)),
+            pd.DataFrame(_modules(units, times)),
         ),
         Table(
             "T3-objectives",
-            "What is minimised, on vgg16",
-            "The loss on the masks that is added to cross-entropy.",
+            "T3. What is minimised, on vgg16",
+            "The loss on the masks that is added to cross-entropy. Pairs: fine-tuned modules of "
+            f"{' and '.join(PAIRS)}, mean.",
             ("objective",),
             pd.DataFrame(_objectives(units)),
         ),
         Table(
             "T4-sensitivity",
-            "One knob at a time, on vgg16",
-            "Everything else as in the profile.",
-            ("method", "knob", "value"),
+            "T4. One knob at a time",
+            "Everything else as in the profile. Validation accuracy is what alpha was chosen by.",
+            ("model", "method", "knob", "value"),
             pd.DataFrame(_sensitivity(units)),
+        ),
+        Table(
+            "T5-granularity",
+            "T5. Neurons against whole attention heads and MLP blocks",
+            "Class masks at two thresholds; `heads` has at most the parameters of `neurons`, and "
+            "the same fine-tuning.",
+            ("model", "subset", "threshold", "granularity"),
+            pd.DataFrame(_granularity(units)),
+        ),
+        Table(
+            "T6-costs",
+            "T6. What it costs",
+            "Medians of calls that took turns on a quiet machine, batch 128 for steps; ratio: over "
+            "the standard model's training step. Peak: growth of the resident set in a process of "
+            "its own.",
+            ("model", "what", "subset"),
+            pd.DataFrame(_costs(times)),
+        ),
+        Table(
+            "T7-headline",
+            "T7. NeMo against MwT, modules",
+            "Mean over class subsets. Gain: points of module accuracy over MwT's; size reduction: "
+            "of its parameters.",
+            ("model",),
+            pd.DataFrame(_headline(units)),
+        ),
+        Table(
+            "alternatives",
+            "NeMo's modules against alternatives of their size",
+            "Points of test accuracy that NeMo's fine-tuned module has over the alternative, mean "
+            "over class subsets, and in how many of them it is ahead.",
+            ("model", "alternative"),
+            pd.DataFrame(_alternatives(units)),
         ),
         Table(
             "gap",
@@ -120,13 +162,13 @@ def _spread(column: pd.Series[float]) -> str:
     return mean if len(known) == 1 else f"{mean} +- {known.std():.2g}"
 
 
-def _models(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
-    for facts in _plain(units):
+def _models(units: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
         for row in facts["evaluation"]["cells"]:
             yield {"model": facts["evaluation"]["model"], **_cell(facts, row)}
 
 
-def _cell(facts: Facts, row: dict[str, Any]) -> dict[str, Any]:
+def _cell(facts: Facts, row: Row) -> Row:
     """The figures of one training."""
     method = row["method"]
     standard = next(c for c in facts["evaluation"]["cells"] if c["method"] == "standard")
@@ -137,71 +179,171 @@ def _cell(facts: Facts, row: dict[str, Any]) -> dict[str, Any]:
         "loss": None if row is standard else 100 * (standard["accuracy"] - row["accuracy"]),
         "best test %": 100 * max(e["test_accuracy"] for e in facts["history"][method]),
         **{key: row.get(key) for key in ("nrr", "cohesion", "coupling", "dead_layers")},
+        "time": None if row is standard else _epoch(facts, method) / _epoch(facts, "standard"),
     }
 
 
-def _modules(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
-    for facts in _plain(units):
+def _epoch(facts: Facts, method: str) -> float:
+    """Seconds of the median epoch; NaN where a killed run lost them."""
+    seconds = facts["trained"][method].get("epoch_seconds")
+    return median(seconds) if seconds else math.nan
+
+
+def _modules(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
         evaluation = facts["evaluation"]
         parent = next(c for c in evaluation["cells"] if c["method"] == "standard")
+        latency = _latencies(times.get(facts["unit"]))
         rows = {(m["method"], m["subset"]): m for m in evaluation["modules"]}
         for (method, subset), row in rows.items():
             history = facts["finetuning"][f"{method} {subset}"]
             best = max(epoch["test_accuracy"] for epoch in history)
             named = {"model": evaluation["model"], "subset": subset, "seed": row["seed"]}
-            step0 = {"step 0 %": 100 * row["accuracy_step0"]}
-            yield named | {"kind": method} | step0 | _size(row, parent, row["accuracy"], best)
+            took = latency.get((method, subset), {})
+            yield named | {"kind": method} | _module(row, parent, best) | took
             if method == "nemo":
-                yield named | {"kind": "standard"} | _size(parent, parent, row["accuracy_standard"])
+                whole = parent | {"accuracy": row["accuracy_standard"], "accuracy_step0": None}
+                yield named | {"kind": "standard"} | _module(whole, parent)
                 for other in facts.get("baselines", []):
                     if other["subset"] == subset:
-                        size = _size(other, parent, other["accuracy"], other["best_test_accuracy"])
-                        yield named | {"kind": other["baseline"]} | size
+                        best = other["best_test_accuracy"]
+                        yield named | {"kind": other["baseline"]} | _module(other, parent, best)
 
 
-def _size(
-    row: dict[str, Any], parent: dict[str, Any], accuracy: float, best: float | None = None
-) -> dict[str, Any]:
+def _latencies(times: Facts | None) -> dict[tuple[str, str], Row]:
+    found: dict[tuple[str, str], Row] = {}
+    for row in times["latency"] if times else ():
+        key = (row["method"], row["subset"])
+        found.setdefault(key, {})[f"latency %, batch {row['batch']}"] = 100 * row["ratio"]
+    return found
+
+
+def _module(row: Row, parent: Row, best: float | None = None) -> Row:
+    step0 = row["accuracy_step0"]
     return {
-        "accuracy %": 100 * accuracy,
+        "step 0 %": None if step0 is None else 100 * step0,
+        "accuracy %": 100 * row["accuracy"],
         "best test %": None if best is None else 100 * best,
         "parameters %": 100 * row["parameters"] / parent["parameters"],
         "FLOPs %": 100 * row["flops"] / parent["flops"],
     }
 
 
-def _objectives(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
+def _objectives(units: dict[str, Facts]) -> Iterator[Row]:
     for start, method, title in OBJECTIVES:
         for name, facts in units.items():
             if name.rpartition("-")[0] == start:
-                row = next(c for c in facts["evaluation"]["cells"] if c["method"] == method)
-                yield {**_cell(facts, row), "objective": title}
+                cells, modules = facts["evaluation"]["cells"], facts["evaluation"]["modules"]
+                row = next(c for c in cells if c["method"] == method)
+                pairs = [m for m in modules if m["method"] == method and m["subset"] in PAIRS]
+                yield {
+                    **_cell(facts, row),
+                    "objective": title,
+                    "pairs, accuracy %": 100 * fmean(m["accuracy"] for m in pairs),
+                    "pairs, parameters %": 100 * fmean(m["parameters_ratio"] for m in pairs),
+                }
 
 
-def _sensitivity(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
-    base = units.get("vgg16-0")
-    if base is None:
-        return
-    loss = base["params"]["loss"]
-    knobs = {"loss.alpha": loss["alpha"]["cnn"], "loss.tau": loss["tau"]}
-    for knob, usual in knobs.items():
-        yield _knob(base, knob, usual)
-        for facts in units.values():
-            if knob in facts["changes"]:
-                yield _knob(facts, knob, facts["changes"][knob])
-    for row in base["thresholds"]:
-        named = {"method": row["method"], "knob": "masks.threshold", "value": row["threshold"]}
-        yield named | {"seed": 0} | {k: row[k] for k in ("nrr", "cohesion", "coupling")}
+def _sensitivity(units: dict[str, Facts]) -> Iterator[Row]:
+    knobs = {"loss.alpha", "loss.tau", "loss.form"}
+    swept = [f for f in units.values() if f["evaluation"]["model"] in ALPHAS]
+    for facts in (f for f in swept if set(f["changes"]) <= knobs):
+        loss = facts["params"]["loss"]
+        if "loss.alpha" in facts["changes"]:
+            yield _knob(facts, "loss.alpha", facts["changes"]["loss.alpha"])
+        elif facts["params"]["seeds"] == [0]:
+            yield _knob(facts, "loss.tau", loss["tau"])
+    for facts in plain_units({name: f for name, f in units.items() if f in swept}):
+        for row in facts["thresholds"] if facts["params"]["seeds"] == [0] else ():
+            named = {"model": facts["evaluation"]["model"], "method": row["method"]}
+            named |= {"knob": "masks.threshold", "value": row["threshold"], "seed": 0}
+            yield named | {key: row[key] for key in ("nrr", "cohesion", "coupling")}
 
 
-def _knob(facts: Facts, knob: str, value: float) -> dict[str, Any]:
-    row = next(c for c in facts["evaluation"]["cells"] if c["method"] == "nemo")
+def _knob(facts: Facts, knob: str, value: float) -> Row:
+    cells = {c["method"]: c for c in facts["evaluation"]["cells"]}
     form = facts["params"]["loss"]["form"]
-    return {**_cell(facts, row), "method": f"nemo, {form}", "knob": knob, "value": value}
+    lost = cells["standard"]["val_accuracy"] - cells["nemo"]["val_accuracy"]
+    return {
+        **_cell(facts, cells["nemo"]),
+        "model": facts["evaluation"]["model"],
+        "method": f"nemo, {form}",
+        "knob": knob,
+        "value": value,
+        "validation %": 100 * cells["nemo"]["val_accuracy"],
+        "loss, validation": 100 * lost,
+    }
 
 
-def _gap(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
-    for facts in _plain(units):
+def _granularity(units: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
+        cells = facts["evaluation"]["cells"]
+        parent = next(c for c in cells if c["method"] == "standard")
+        for row in facts.get("granularity", []):
+            named = {key: row[key] for key in ("subset", "threshold", "granularity")}
+            named |= {"model": facts["evaluation"]["model"], "seed": parent["seed"]}
+            yield named | _module(row, parent, row["best_test_accuracy"])
+
+
+def _costs(times: dict[str, Facts]) -> Iterator[Row]:
+    for name, facts in times.items():
+        model, _, seed = name.rpartition("-")
+        named = {"model": model, "seed": int(seed), "subset": ""}
+        whole = facts["training"][0]["ms"]
+        for row in facts["training"]:
+            what = {"what": f"training step, {row['method']}", "ms": row["ms"]}
+            yield named | what | {"ratio": row["ratio"], "peak MB": row["peak_mb"]}
+        for row in facts["operations"]:
+            what = {"what": row["what"], "subset": row.get("subset", "")}
+            ms = 1000 * row["seconds"]
+            ratio = ms / whole if "step" in row["what"] else None
+            yield named | what | {"ms": ms, "ratio": ratio, "peak MB": row["peak_mb"]}
+
+
+def _headline(units: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
+        rows = facts["evaluation"]["modules"]
+        mwt, nemo = ({m["subset"]: m for m in rows if m["method"] == k} for k in ("mwt", "nemo"))
+        best = {
+            key: max(epoch["test_accuracy"] for epoch in history)
+            for key, history in facts["finetuning"].items()
+        }
+        yield {
+            "model": facts["evaluation"]["model"],
+            "seed": rows[0]["seed"],
+            "gain": 100 * fmean(nemo[s]["accuracy"] - mwt[s]["accuracy"] for s in nemo),
+            "gain, best test": 100 * fmean(best[f"nemo {s}"] - best[f"mwt {s}"] for s in nemo),
+            "size reduction %": 100
+            * (1 - fmean(nemo[s]["parameters"] / mwt[s]["parameters"] for s in nemo)),
+            "nemo, parameters %": 100 * fmean(m["parameters_ratio"] for m in nemo.values()),
+            "mwt, parameters %": 100 * fmean(m["parameters_ratio"] for m in mwt.values()),
+        }
+
+
+def _alternatives(units: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
+        modules = {m["subset"]: m for m in facts["evaluation"]["modules"] if m["method"] == "nemo"}
+        others: dict[str, dict[str, float]] = {}
+        for row in facts.get("baselines", []):
+            others.setdefault(row["baseline"], {})[row["subset"]] = row["accuracy"]
+        whole = {subset: m["accuracy_standard"] for subset, m in modules.items()}
+        others["standard, whole"] = whole
+        for name, accuracies in others.items():
+            ahead = [100 * (modules[s]["accuracy"] - accuracies[s]) for s in modules]
+            yield {
+                "model": facts["evaluation"]["model"],
+                "alternative": name,
+                "seed": next(iter(modules.values()))["seed"],
+                "nemo ahead, points": fmean(ahead),
+                "worst subset": min(ahead),
+                "best subset": max(ahead),
+                "subsets ahead": sum(points > 0 for points in ahead),
+                "subsets": len(ahead),
+            }
+
+
+def _gap(units: dict[str, Facts]) -> Iterator[Row]:
+    for facts in plain_units(units):
         seed = facts["evaluation"]["cells"][0]["seed"]
         for row in facts["gap"]:
             percent = {k: 100 * v for k, v in row.items() if k not in ("method", "subset")}
@@ -209,6 +351,6 @@ def _gap(units: dict[str, Facts]) -> Iterator[dict[str, Any]]:
             yield {"model": facts["evaluation"]["model"], "seed": seed} | named | percent
 
 
-def _plain(units: dict[str, Facts]) -> Iterator[Facts]:
+def plain_units(units: dict[str, Facts]) -> Iterator[Facts]:
     """The units that follow the profile unchanged and have modules."""
     return (facts for facts in units.values() if not facts["changes"])

@@ -172,7 +172,7 @@ def _layout(view: View) -> _Layout | None:
     if others * width != math.prod(view.shape):
         return None
     target = view.node.meta["dims"]
-    if view.source.meta["dims"].index(None) != 0 or target.count(None) != 1:
+    if view.source.meta["dims"][0] is not None or target.count(None) != 1:
         return None
     batch = target.index(None)
     if shape[batch] == 1:

@@ -229,6 +229,26 @@ def test_rearrangements_keep_few_channels(
     assert module.head.weight.shape == (5, 6)
 
 
+class PositionBias(nn.Module):
+    """A bias per position and channel that an MLP makes of coordinates, without any image."""
+
+    coords: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, WIDTH))
+        self.register_buffer("coords", torch.linspace(-1, 1, 128).view(64, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias: Tensor = self.mlp(self.coords)
+        return x + bias.view(-1, WIDTH).permute(1, 0).reshape(1, WIDTH, 8, 8)
+
+
+def test_layers_that_see_no_image_are_cut_too(tmp_path: Path) -> None:
+    bias = torch.arange(8) % 2 == 0
+    check(PositionBias(), {"conv": MASK, "middle.mlp.0": bias}, tmp_path)
+
+
 def test_casts_follow_the_type_of_the_images(tmp_path: Path) -> None:
     module = check(Casts(), {"conv": MASK}, tmp_path)
     images = torch.zeros(1, 3, 32, 32)

@@ -1,0 +1,126 @@
+"""reports/cifar10-cpu/index.html: the study on one page, with the pipeline's own figures."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+
+from benchmarks.study.figures import PUBLISHED
+from benchmarks.study.tables import Facts, Table, plain_units, setting, summarised
+from nemo.config import Params
+from nemo.layout import Cell
+from nemo.report import words
+from nemo.report.figures import draw_all
+from nemo.report.published import beside
+from nemo.report.results import CellResult, ModuleResult, Results
+from nemo.report.style import Picture
+
+RERUN = "python -m benchmarks.study run {} && python -m benchmarks.study tables"
+
+
+def write_page(
+    units: dict[str, Facts], tables: list[Table], pictures: list[Picture], out: Path
+) -> None:
+    """index.html in `out`, whose figures/ holds `pictures` and gets the maps of the models."""
+    results = as_results(units)
+    maps = draw_all(results, out / "figures")
+    environment = Environment(
+        loader=ChoiceLoader(
+            [FileSystemLoader(Path(__file__).parent), PackageLoader("nemo.report", ".")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    (out / "index.html").write_text(
+        environment.get_template("study.html").render(
+            setting=setting(units),
+            verdicts=verdicts(tables),
+            sections=[
+                (table, _grid(table), picture, _inline(out / "figures" / picture.file))
+                for table, picture in zip(tables, pictures, strict=True)
+            ],
+            maps=[(picture, _inline(out / "figures" / picture.file)) for picture in maps],
+            flags=words.diagnose(results),
+            beside=beside(results, next(iter(results.datasets))),
+            units=[(name, RERUN.format(name)) for name in units],
+        )
+    )
+
+
+def verdicts(tables: list[Table]) -> list[str]:
+    """Whether the paper's claims hold here, and how modules compare with alternatives."""
+    frames = {table.name: table.frame for table in tables}
+    lines = []
+    if "T7-headline" in frames:
+        headline = frames["T7-headline"].groupby("model").mean(numeric_only=True)
+        gain, size = headline["gain"].mean(), headline["size reduction %"].mean()
+        lines.append(
+            f"Against MwT, NeMo's modules have {abs(gain):.1f} points "
+            f"{'more' if gain > 0 else 'less'} accuracy and {abs(size):.0f} % "
+            f"{'fewer' if size > 0 else 'more'} parameters, mean of {len(headline)} model(s) "
+            f"(published: {PUBLISHED['gain']} more and {PUBLISHED['size reduction %']} % fewer). "
+            f"At this scale the claim on accuracy {_holds(gain)} and that on size {_holds(size)}."
+        )
+        for claim, column in (("accuracy", "gain"), ("size", "size reduction %")):
+            against = [str(model) for model in headline.index[headline[column] <= 0]]
+            if against:
+                lines.append(f"The claim on {claim} fails for {', '.join(against)}.")
+    if "alternatives" in frames:
+        means = frames["alternatives"].groupby("alternative", sort=False)["nemo ahead, points"]
+        parts = [f"{points:+.1f} against {name}" for name, points in means.mean().items()]
+        lines.append(
+            "Is a NeMo module better than the obvious alternatives of its size? Points of test "
+            f"accuracy, mean of models and subsets: {'; '.join(parts)}."
+        )
+    return lines
+
+
+def _holds(difference: float) -> str:
+    return "holds in direction" if difference > 0 else "does not hold"
+
+
+def as_results(units: dict[str, Facts]) -> Results:
+    """The units that follow the profile, as the pipeline's report reads its results."""
+    plain = list(plain_units(units))
+    found, models, seeds = [], [], set()
+    for facts in plain:
+        evaluation = facts["evaluation"]
+        dataset = evaluation["dataset"]["name"]
+        models.append(evaluation["model"])
+        for row in evaluation["cells"]:
+            method = row["method"]
+            seeds.add(row["seed"])
+            found.append(
+                CellResult(
+                    Cell(dataset, evaluation["model"], method, row["seed"]),
+                    row,
+                    {},
+                    facts["history"][method],
+                    facts["masks"].get(method),
+                    [_module(facts, m) for m in evaluation["modules"] if m["method"] == method],
+                )
+            )
+    changes = {"models": list(dict.fromkeys(models)), "seeds": sorted(seeds)}
+    params = Params.model_validate(plain[0]["params"] | changes)
+    about = plain[0]["evaluation"]["dataset"]
+    return Results(params, {about["name"]: about}, found)
+
+
+def _module(facts: Facts, row: dict[str, Any]) -> ModuleResult:
+    history = facts["finetuning"][f"{row['method']} {row['subset']}"]
+    return ModuleResult(row["subset"], row, history, Path())
+
+
+def _grid(table: Table) -> dict[str, Any]:
+    shown = summarised(table)
+    rows = [[str(value) for value in row] for row in shown.itertuples(index=False)]
+    return {"headers": list(shown.columns), "rows": rows, "labels": len(table.keys)}
+
+
+def _inline(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
