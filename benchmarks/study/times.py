@@ -88,7 +88,8 @@ def training_steps(params: Params, unit: Unit, data: Prepared) -> list[Row]:
     steps = [training_step(params, unit, data, method) for method in unit.methods]
     seconds = medians(steps, ROUNDS, 1)
     del steps
-    peaks = [_alone(_peak_of, training_step, params, unit, data, method) for method in unit.methods]
+    raw = params.model_dump()  # params themselves cannot be pickled
+    peaks = [_alone(_training_peak, raw, unit, data, method) for method in unit.methods]
     return [
         {"method": method, "ms": 1000 * spent, "ratio": spent / seconds[0], "peak_mb": size / 1e6}
         for method, spent, size in zip(unit.methods, seconds, peaks, strict=True)
@@ -102,7 +103,7 @@ def operations(params: Params, unit: Unit, data: Prepared, layout: Layout) -> li
     for subset in unit.subsets_of(params):
         made = _alone(_decompose, layout, cell, data, subset)
         rows.append({"what": "decompose", "subset": subset, **made})
-        made = _alone(_finetuning, params, layout, cell, data, subset)
+        made = _alone(_finetuning, params.model_dump(), layout, cell, data, subset)
         rows.append({"what": "fine-tuning step", "subset": subset, **made})
     return rows
 
@@ -159,9 +160,9 @@ def _decompose(layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     return _timed(lambda: decompose(modular, masks))
 
 
-def _finetuning(params: Params, layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
+def _finetuning(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     module = load(layout.module(cell, subset))
-    plan = Plan.of(params.finetune, module.info["family"])
+    plan = Plan.of(Params.model_validate(raw).finetune, module.info["family"])
     step = _step(module, Task(cross_entropy), plan, data)
     step()
     return _timed(lambda: [step() for _ in range(ROUNDS)], ROUNDS)
@@ -175,9 +176,9 @@ def _timed(call: Callable[[], Any], times: int = 1) -> Row:
     return {"seconds": spent / times, "peak_mb": (peak() - before) / 1e6}
 
 
-def _peak_of(make: Callable[..., Callable[[], None]], *args: Any) -> int:
+def _training_peak(raw: Row, unit: Unit, data: Prepared, method: Any) -> int:
     """Growth of the resident set over two steps, the optimizer's state included."""
-    step = make(*args)
+    step = training_step(Params.model_validate(raw), unit, data, method)
     reset_peak()
     before = peak()
     step()
