@@ -55,7 +55,8 @@ def setting(units: dict[str, Facts]) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in about["counts"].items())
     machines = sorted({f["provenance"]["machine"] for f in units.values()})
     return (
-        f"{about['title']}: {counts} images. Profile {params['profile']}: "
+        f"{about['title']}: {counts} images. "
+        f"Recipe: profiles/{params['profile'].removesuffix('-repro')}.yaml, "
         f"{params['train']['epochs']['cnn']} epochs for CNNs, "
         f"{params['train']['epochs']['transformer']} for Transformers, modules fine-tuned for "
         f"{params['finetune']['epochs']['cnn']}. Machine: {'; '.join(machines)}."
