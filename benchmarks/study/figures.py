@@ -83,7 +83,7 @@ def _objectives(frame: Frame, path: Path) -> str:
 def _sensitivity(frame: Frame, path: Path) -> str:
     panels = [
         (knob, model)
-        for knob in ("loss.alpha", "loss.tau", "masks.threshold")
+        for knob in dict.fromkeys(frame["knob"])
         for model in dict.fromkeys(frame[frame["knob"] == knob]["model"])
     ]
     with figure(path, 2, len(panels), (2.3 * len(panels), 4.2)) as axes:
@@ -97,7 +97,7 @@ def _sensitivity(frame: Frame, path: Path) -> str:
                     rows = rows.sort_values("value")
                     axis.plot(rows["value"], rows[y], dash, ms=4, color=INK, label=method, lw=1.2)
                 axis.set(ylabel=y, xlabel=knob)
-                if knob == "loss.alpha":
+                if mine["value"].max() > 2 * mine["value"].min() and knob != "masks.threshold":
                     axis.set_xscale("log")
                     axis.set_xticks(rows["value"], [f"{v:g}" for v in rows["value"]])
                     axis.set_xticks([], minor=True)

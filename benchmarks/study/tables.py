@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from benchmarks.study.plan import ALPHAS, PAIRS
+from benchmarks.study.plan import ALPHAS, MWT, PAIRS
 from nemo.files import read_json
 
 Facts = dict[str, Any]
@@ -96,7 +96,8 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
         Table(
             "T4-sensitivity",
             "T4. One knob at a time",
-            "Everything else as in the profile. Validation accuracy is what alpha was chosen by.",
+            "Everything else as in the profile. Alpha and MwT's factor keep the fewest neurons "
+            "among those that lose at most 3 points of validation accuracy.",
             ("model", "method", "knob", "value"),
             pd.DataFrame(_sensitivity(units)),
         ),
@@ -246,32 +247,35 @@ def _objectives(units: dict[str, Facts]) -> Iterator[Row]:
 
 
 def _sensitivity(units: dict[str, Facts]) -> Iterator[Row]:
-    knobs = {"loss.alpha", "loss.tau", "loss.form"}
-    swept = [f for f in units.values() if f["evaluation"]["model"] in ALPHAS]
-    for facts in (f for f in swept if set(f["changes"]) <= knobs):
-        loss = facts["params"]["loss"]
-        if "loss.alpha" in facts["changes"]:
-            yield _knob(facts, "loss.alpha", facts["changes"]["loss.alpha"])
-        elif facts["params"]["seeds"] == [0]:
-            yield _knob(facts, "loss.tau", loss["tau"])
-    for facts in plain_units({name: f for name, f in units.items() if f in swept}):
-        for row in facts["thresholds"] if facts["params"]["seeds"] == [0] else ():
-            named = {"model": facts["evaluation"]["model"], "method": row["method"]}
-            named |= {"knob": "masks.threshold", "value": row["threshold"], "seed": 0}
+    for name, facts in units.items():
+        model, params = facts["evaluation"]["model"], facts["params"]
+        changes = facts["changes"]
+        if model not in ALPHAS or params["seeds"] != [0]:
+            continue
+        if "-mwt-" in name:
+            factor = changes["mwt.alpha"] / MWT[model][0]
+            yield _knob(facts, "mwt", "mwt.alpha and mwt.beta, x", factor)
+        elif "loss.alpha" in changes:
+            yield _knob(facts, "nemo", "loss.alpha", changes["loss.alpha"])
+        elif set(changes) <= {"loss.tau", "loss.form"}:
+            yield _knob(facts, "nemo", "loss.tau", params["loss"]["tau"])
+        for row in facts["thresholds"] if not changes else ():
+            named = {"model": model, "method": row["method"], "knob": "masks.threshold"}
+            named |= {"value": row["threshold"], "seed": 0}
             yield named | {key: row[key] for key in ("nrr", "cohesion", "coupling")}
 
 
-def _knob(facts: Facts, knob: str, value: float) -> Row:
+def _knob(facts: Facts, method: str, knob: str, value: float) -> Row:
     cells = {c["method"]: c for c in facts["evaluation"]["cells"]}
-    form = facts["params"]["loss"]["form"]
-    lost = cells["standard"]["val_accuracy"] - cells["nemo"]["val_accuracy"]
+    lost = cells["standard"]["val_accuracy"] - cells[method]["val_accuracy"]
+    form = f", {facts['params']['loss']['form']}" if method == "nemo" else ""
     return {
-        **_cell(facts, cells["nemo"]),
+        **_cell(facts, cells[method]),
         "model": facts["evaluation"]["model"],
-        "method": f"nemo, {form}",
+        "method": f"{method}{form}",
         "knob": knob,
         "value": value,
-        "validation %": 100 * cells["nemo"]["val_accuracy"],
+        "validation %": 100 * cells[method]["val_accuracy"],
         "loss, validation": 100 * lost,
     }
 
