@@ -10,7 +10,7 @@ Shapes: B images, N_l neurons of layer l.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -56,15 +56,21 @@ class Modular(nn.Module):
     `model` is the model itself, unchanged: its own call ignores the generators, and its state_dict
     keys are the ones it had. `sites` are the masked layers in call order and `skipped` says why
     every other one is not. The mask is multiplied into the output of the modules in `overwritable`
-    where it lies, unless they have forward hooks, which may keep it.
+    where it lies, unless they have forward hooks, which may keep it. `input_size` is that of the
+    images it was made for, (channels, height, width).
     """
 
     def __init__(
-        self, model: nn.Module, sites: list[Site], overwritable: Collection[str] = ()
+        self,
+        model: nn.Module,
+        sites: list[Site],
+        overwritable: Collection[str],
+        input_size: Sequence[int],
     ) -> None:
         super().__init__()
         self.model = model
         self.overwritable = frozenset(overwritable)
+        self.input_size = tuple(input_size)
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
@@ -137,6 +143,7 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
         model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
         example: a batch of images (B, channels, height, width) to run once, to see which layers are
             used and in what order; by default of the size the model declares, else 3 x 32 x 32.
+            `decompose` takes its size, too.
 
     The masks live in hooks that exist during the forward pass only, so reentrant activation
     checkpointing, which repeats parts of it later, gives wrong gradients.
@@ -150,7 +157,7 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
     example = example_input(model) if example is None else example
     sites = find_sites(model, example)
     masked = [site for site in sites if site.skip is None]
-    return Modular(model, sites, overwritable(model, masked, example))
+    return Modular(model, sites, overwritable(model, masked, example), example.shape[1:])
 
 
 def _key(site: Site) -> str:

@@ -43,7 +43,8 @@ def decompose(
         mode: "exact" computes what the masked model computes, proved by a check in float64.
             "compact" also drops channels of residual streams that their last writer masks off: it
             is smaller and not exact; the check is against the model without these channels.
-        example: (B >= 1, C, H, W), only its shape matters; found from the model by default.
+        example: (B >= 1, C, H, W), only its shape matters; found from the model by default, which
+            for a modular one is that of `modularize`.
         tolerance: of the check, relative to the standard deviation of the output.
 
     Raises:

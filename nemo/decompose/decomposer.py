@@ -41,7 +41,7 @@ def decompose(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     base = _base(model)
     classes = getattr(masks, "classes", None) if classes is None else classes
-    example = example_input(base) if example is None else example
+    example = example_input(model) if example is None else example
     images = torch.zeros(2, *example.shape[1:])
     reference = next(base.parameters())
     sites = find_sites(base, images.to(reference))

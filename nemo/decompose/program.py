@@ -34,7 +34,8 @@ class DecomposedModule(nn.Module):
     """A smaller model of the same function; an ordinary module for training, export and so on.
 
     In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
-    again, unless a layer has a hook that might keep them: big tensors are dear to allocate.
+    again, unless a layer has a hook that might keep them or was replaced: big tensors are dear to
+    allocate.
 
     Attributes:
         classes: the classes whose logits it returns, in order; None for all of them.
@@ -54,6 +55,7 @@ class DecomposedModule(nn.Module):
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, build(layer))
+        self._types = tuple(type(layer) for layer in self.children())
         self.kinds = {name: (layer.kind, layer.config) for name, layer in layers.items()}
         self.steps = tuple(steps)
         # Ops outside the op table: such a module runs, but cannot be saved.
@@ -95,8 +97,10 @@ class DecomposedModule(nn.Module):
         """Whether nobody but this run can see intermediate values."""
         if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
             return False
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.children())
-        hooked |= bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+        hooked = bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+        for layer, built in zip(self.children(), self._types, strict=False):
+            hooked |= bool(layer._forward_hooks or layer._forward_pre_hooks)
+            hooked |= type(layer) is not built  # what took its place may return its argument
         return torch.is_inference_mode_enabled() and not hooked
 
     def _overwrite(self, step: Step, values: dict[str, Any]) -> None:

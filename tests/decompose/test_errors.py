@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import nemo
 from nemo.config import CnnShape
 from nemo.decompose import ExactnessError, decompose, decomposer
 from nemo.decompose.rewrite import Builder
@@ -73,3 +74,13 @@ def test_a_wrong_module_is_caught_with_the_layer(
     monkeypatch.setattr(decomposer, "rewrite", wrong)
     with pytest.raises(ExactnessError, match=r"starts at stages\.1\.0\.conv2"):
         decompose(model, random_masks(model, 0.5))
+
+
+def test_the_size_of_images_is_that_of_modularize():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, 3))
+    modular = nemo.modularize(model, example=torch.zeros(1, 1, 8, 8))
+    mask = torch.tensor([True, False] * 3)
+    module = decompose(modular, {"1": mask})  # found, though 3 x 32 x 32 does not fit
+    assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    with pytest.raises(RuntimeError):
+        decompose(model, {"1": mask})

@@ -88,6 +88,18 @@ def test_overwriting_leaves_alone_what_is_read_again() -> None:
     assert_same(model, decompose(model, {}, example=IMAGES), {})
 
 
+def test_a_layer_replaced_by_one_that_returns_its_argument_spares_the_images() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten())
+    module = decompose(randomise(model), {}, example=IMAGES)
+    first = next(name for name, _ in module.named_children())
+    setattr(module, first, nn.Identity())
+    images = torch.randn(IMAGES.shape)
+    before = images.clone()
+    with torch.inference_mode():
+        module(images)
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize("kind", ["forward", "pre", "global"])
 def test_values_kept_by_a_hook_are_not_overwritten(kind: str) -> None:
     module = cut("resnet18")
