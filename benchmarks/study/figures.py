@@ -153,7 +153,7 @@ def _alternatives(frame: Frame, path: Path) -> str:
 
 def _gap(frame: Frame, path: Path) -> str:
     nemo = frame[frame["method"] == "nemo"]
-    columns = ["soft", "binary", "binary + bn", "mean", "mean + bn"]
+    columns = ["soft", "binary", "binary + bn", "mean + bn", "binary + bn, low threshold"]
     tall = nemo.melt(["model", "seed"], columns, "kind", "accuracy")
     tones = dict(zip(columns, (INK, "#D55E00", "#E69F00", "#0072B2", "#56B4E9"), strict=True))
     with figure(path, 1, 1, (6.5, 1 + 0.45 * nemo["model"].nunique())) as axes:

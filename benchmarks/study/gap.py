@@ -3,7 +3,8 @@
 The modular model multiplies neurons by soft masks of each sample; a module has one binary mask for
 all. On validation images, with the logits restricted to the subset: `soft` is the modular model,
 `binary` the module as cut, `mean` has each kept neuron scaled by its mask's mean over the subset's
-training images instead of 1, and `+ bn` re-estimates BatchNorm on these images.
+training images instead of 1, `low threshold` keeps neurons that are on for half of a class's
+samples, and `+ bn` re-estimates BatchNorm on these images.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from nemo.config import Params
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
-from nemo.evaluation.modular import load_class_masks
 from nemo.evaluation.predict import accuracy, predict
 from nemo.identifier import Modular
 from nemo.layout import Cell, Layout
-from nemo.training.cell import load_cell, weights_sha256
+from nemo.masks import mask_frequency, masks_from_frequency, sample_bits
+from nemo.training.cell import load_cell
 from nemo.training.finetune import recalibrate_bn
+
+LOW = 0.5
 
 
 def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
@@ -30,8 +33,10 @@ def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list
     device = resolve_device(params.device)
     modular = load_cell(layout.train(cell)).to(device)
     assert isinstance(modular, Modular)
-    weights = weights_sha256(layout.train(cell))
-    masks = load_class_masks(layout.masks(cell), modular.layers, weights)
+    every = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
+    frequency = mask_frequency(sample_bits(modular, every))
+    thresholds = {"": params.masks.threshold, ", low threshold": LOW}
+    masks = {name: masks_from_frequency(frequency, t) for name, t in thresholds.items()}
     rows = []
     for subset in params.subsets:
         classes = parse_subset(subset, data.classes)
@@ -40,16 +45,17 @@ def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list
             Batches(part.splits[s], data.mean, data.std, 256, device=device)
             for s in ("train", "val")
         )
-        binary = {layer: mask.to(device).float() for layer, mask in masks.select(classes).items()}
         soft = subset_means(params, modular, data, subset)
-        mean = {layer: mask * binary[layer] for layer, mask in soft.items()}
         row: dict[str, Any] = {"method": cell.method, "subset": subset}
         row["soft"] = _accuracy(modular, validation, classes)
-        for name, scales in (("binary", binary), ("mean", mean)):
-            model = scaled(modular, scales)
-            row[name] = _accuracy(model, validation, classes)
-            recalibrate_bn(model, train)
-            row[f"{name} + bn"] = _accuracy(model, validation, classes)
+        for threshold, of_classes in masks.items():
+            binary = {layer: mask.float() for layer, mask in of_classes.select(classes).items()}
+            mean = {layer: mask * soft[layer].cpu() for layer, mask in binary.items()}
+            for name, scales in (("binary", binary), ("mean", mean)):
+                model = scaled(modular, scales)
+                row[f"{name}{threshold}"] = _accuracy(model, validation, classes)
+                recalibrate_bn(model, train)
+                row[f"{name} + bn{threshold}"] = _accuracy(model, validation, classes)
         rows.append(row)
     return rows
 
@@ -77,7 +83,7 @@ def scaled(modular: Modular, scales: dict[str, Tensor]) -> nn.Module:
     model = copy.deepcopy(modular.model).eval()
     for site in modular.sites:
         module = model.get_submodule(site.norm or site.module)
-        scale = scales[site.layer]
+        scale = scales[site.layer].to(next(module.parameters()))
         rows = slice(None) if site.norm else slice(site.start, site.stop)
         for parameter in module.parameters(recurse=False):
             parameter[rows] *= scale.view(-1, *(1,) * (parameter.ndim - 1))

@@ -13,7 +13,7 @@ WITH_BASELINES = ("vgg16", "resnet18", "vit_small")
 SEEDS = (0, 1, 2)  # of vgg16; the other models have the first one
 # One model stands for its family. The profile has the value that keeps the fewest neurons among
 # those that lose at most 3 points of validation accuracy (the paper's own limit), for both methods.
-ALPHAS = {"vgg16": (0.25, 0.5, 1.0, 2.0), "vit_small": (0.03, 0.1, 0.3, 1.0)}
+ALPHAS = {"vgg16": (0.25, 0.5, 1.0, 2.0), "vit_small": (0.01, 0.03, 0.1, 0.3)}
 MWT = {"vgg16": (0.5, 1.5), "vit_small": (0.5, 0.85)}  # alpha and beta as published
 MWT_FACTORS = (0.25, 0.5, 1.0)
 TAUS = (0.1, 0.3, 0.5)  # besides the profile's 0.2

@@ -20,7 +20,7 @@ from benchmarks.study.baselines import measure_baselines
 from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import Unit
-from nemo.config import Params
+from nemo.config import Params, PerFamily
 from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
@@ -36,6 +36,7 @@ from nemo.masks import (
     retention_rate,
     sample_bits,
 )
+from nemo.models.registry import MODEL_FAMILIES
 from nemo.report.results import read_history
 from nemo.training.cell import load_cell, train_cell, weights_sha256
 from nemo.training.cut import cut_module
@@ -83,10 +84,16 @@ def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
     """Train a cell, or take it from a unit that had the same one."""
     if layout.train(cell).exists():
         return
+    family = MODEL_FAMILIES[cell.model]
     section = {"standard": None, "mwt": params.mwt, "nemo": params.loss}[cell.method]
-    shape = params.architecture.of(cell.model)
-    key = [cell.name, params.train, shape, section, data.sha256, data.flip, data.crop]
-    shared = WORK / "trained" / digest([getattr(k, "model_dump", lambda k=k: k)() for k in key])
+    of_family = {
+        key: value.of(family) if isinstance(value, PerFamily) else value
+        for key, value in (section or ())
+    }
+    shape = params.architecture.of(cell.model).model_dump()
+    recipe = params.train.model_dump()
+    key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop]
+    shared = WORK / "trained" / digest(key)
     if not (shared / "train").exists():
         ends: list[float] = [time.perf_counter()]
         train_cell(

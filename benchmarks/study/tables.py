@@ -7,11 +7,10 @@ published figures. Over seeds: mean +- standard deviation (n-1), differences pai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -69,11 +68,10 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
         Table(
             "T1-models",
             "T1. Modular models",
-            "Loss: points lost against the standard model of the same seed (paired). Time: median "
-            "training epoch over the standard one's, one thread each beside other work; T6 has "
-            "steps that took turns.",
+            "Loss: points lost against the standard model of the same seed (paired). Time: of a "
+            "training step over the standard one's, from T6.",
             ("model", "method"),
-            pd.DataFrame(_models(units)),
+            pd.DataFrame(_models(units, times)),
         ),
         Table(
             "T2-modules",
@@ -138,7 +136,8 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "gap",
             "The mask gap, before fine-tuning",
             "Validation accuracy. soft: masks of each sample; binary: one mask, as in the module; "
-            "mean: kept neurons scaled by their mean mask; + bn: BatchNorm re-estimated.",
+            "mean: kept neurons scaled by their mean mask; + bn: BatchNorm re-estimated; low "
+            "threshold: .5 instead of the profile's.",
             ("model", "method", "subset"),
             pd.DataFrame(_gap(units)),
         ),
@@ -164,10 +163,13 @@ def _spread(column: pd.Series[float]) -> str:
     return mean if len(known) == 1 else f"{mean} +- {known.std():.2g}"
 
 
-def _models(units: dict[str, Facts]) -> Iterator[Row]:
+def _models(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
     for facts in plain_units(units):
+        timed = times[facts["unit"]]["training"] if facts["unit"] in times else ()
+        ratios = {row["method"]: row["ratio"] for row in timed}
         for row in facts["evaluation"]["cells"]:
-            yield {"model": facts["evaluation"]["model"], **_cell(facts, row)}
+            named = {"model": facts["evaluation"]["model"]}
+            yield named | _cell(facts, row) | {"time": ratios.get(row["method"])}
 
 
 def _cell(facts: Facts, row: Row) -> Row:
@@ -181,14 +183,7 @@ def _cell(facts: Facts, row: Row) -> Row:
         "loss": None if row is standard else 100 * (standard["accuracy"] - row["accuracy"]),
         "best test %": 100 * max(e["test_accuracy"] for e in facts["history"][method]),
         **{key: row.get(key) for key in ("nrr", "cohesion", "coupling", "dead_layers")},
-        "time": None if row is standard else _epoch(facts, method) / _epoch(facts, "standard"),
     }
-
-
-def _epoch(facts: Facts, method: str) -> float:
-    """Seconds of the median epoch; NaN where a killed run lost them."""
-    seconds = facts["trained"][method].get("epoch_seconds")
-    return median(seconds) if seconds else math.nan
 
 
 def _modules(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
