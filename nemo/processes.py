@@ -135,7 +135,7 @@ def _batch_norm(
     over = [d for d in range(x.ndim) if d != 1]
     per_channel = (1, -1, *(1,) * (x.ndim - 2))
     wide = x if x.dtype == torch.float64 else x.float()
-    here = wide.new_tensor([x.numel() // x.shape[1]])
+    here = wide.new_full((1,), x.numel() // x.shape[1])
     sums = _Sum.apply(torch.cat([wide.sum(over), here]))
     count = sums[-1].detach()
     mean = sums[:-1] / count

@@ -21,7 +21,7 @@ def launch(
 ) -> None:
     """Call `work(params, *args)` in every process of the training, and wait for all of them.
 
-    torchrun's processes (WORLD_SIZE is set) join each other. Otherwise `processes` of the params'
+    torchrun's processes (RANK and WORLD_SIZE are set) join each other. Otherwise `processes` of the params'
     `block` are started on this machine, unless it is 1: then `work` runs in this one.
 
     Args:
@@ -33,7 +33,7 @@ def launch(
         Exception: what `work` raises.
     """
     count = getattr(params, block).processes
-    if "WORLD_SIZE" in os.environ:
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         _join_torchrun(params, block, work, args)
     elif count == 1:
         work(params, *args)

@@ -218,6 +218,7 @@ def test_when_the_process_that_started_them_is_killed_they_end():
     ],
 )
 def test_torchrun_and_params_that_disagree_are_one_line(monkeypatch, world, processes, message):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(world))
     with pytest.raises(ParamsError) as caught:
         launch(params(processes), "train", print)
