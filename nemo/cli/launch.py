@@ -21,8 +21,8 @@ def launch(
 ) -> None:
     """Call `work(params, *args)` in every process of the training, and wait for all of them.
 
-    torchrun's processes (RANK and WORLD_SIZE are set) join each other. Otherwise `processes` of the params'
-    `block` are started on this machine, unless it is 1: then `work` runs in this one.
+    torchrun's processes (RANK and WORLD_SIZE are set) join each other. Otherwise `processes` of the
+    params' `block` are started on this machine, unless it is 1: then `work` runs in this one.
 
     Args:
         work: a function of a module, since processes of our own import it.
