@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -146,11 +147,20 @@ class Recipe(Strict):
     """How weights are trained; the learning rate falls along a cosine, per epoch, to 0."""
 
     epochs: PerFamily[Count]
-    batch_size: Annotated[int, Field(ge=2, strict=True)]
+    batch_size: Annotated[int, Field(ge=2, strict=True)]  # of all processes together
+    processes: Count = 1
     optimizer: PerFamily[Literal["sgd", "adamw"]]
     lr: PerFamily[Positive]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd
     weight_decay: PerFamily[NonNegative]
+
+    @field_validator("processes")
+    @classmethod
+    def _share_batches(cls, processes: int, info: ValidationInfo) -> int:
+        images = info.data.get("batch_size", processes)
+        if images % processes:
+            raise ValueError(f"{processes} processes do not share batch_size {images} evenly")
+        return processes
 
 
 class TrainParams(Recipe):

@@ -63,12 +63,8 @@ def code_behind(command):
         source = ast.parse((ROOT / "nemo/cli/views.py").read_text())
     helpers = {n.name: n for n in source.body if isinstance(n, ast.FunctionDef)}
     wanted = [helpers[command]]
-    calls = {
-        n.func.id
-        for n in ast.walk(wanted[0])
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-    }
-    wanted += [helpers[name] for name in calls if name in helpers]
+    names = {n.id for n in ast.walk(wanted[0]) if isinstance(n, ast.Name)}  # called or handed on
+    wanted += [helpers[name] for name in names - {command} if name in helpers]
     todo = [file for tree in wanted for file in imports(tree, "nemo") if file]
     found = set()
     while todo:

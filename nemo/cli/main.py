@@ -36,8 +36,12 @@ for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS, *own.COMMA
     cli.add_command(command)
 
 
+def ignore_warnings() -> None:
+    """Not to show what torch says when timm is imported: nothing a user here could change."""
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
-    # said by torch when timm is imported; nothing a user of this command could change
-    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    ignore_warnings()
     cli.main(args=arguments, prog_name="nemo")

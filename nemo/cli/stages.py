@@ -68,14 +68,23 @@ def prepare(dataset: str, params_file: str) -> None:
 def train(dataset: str, model: str, method: Any, seed: int, params_file: str, track: bool) -> None:
     """Train a cell: a model on a data set by a method."""
     params = _checked(params_file, dataset, model)
-    data = _data(dataset, params)
+    _classes(dataset, params)
+    from nemo.cli.launch import launch
+
+    launch(params, "train", _train, Cell(dataset, model, method, seed), track)
+
+
+def _train(params: Params, cell: Cell, track: bool) -> None:
+    """What each process of a training does."""
+    from nemo.processes import is_first
     from nemo.tracking import training_run
     from nemo.training.cell import train_cell
 
-    cell = Cell(dataset, model, method, seed)
-    with training_run(params, cell, enabled=track) as log_epoch:
-        train_cell(params, cell, data, Layout().train(cell), log_epoch)
-    click.echo(f"trained {cell.name}: {_metrics(Layout().train(cell))}")
+    data, out = _data(cell.dataset, params), Layout().train(cell)
+    with training_run(params, cell, enabled=track and is_first()) as log_epoch:
+        train_cell(params, cell, data, out, log_epoch)
+    if is_first():
+        click.echo(f"trained {cell.name}: {_metrics(out)}")
 
 
 @click.command()
@@ -131,15 +140,24 @@ def finetune(
 ) -> None:
     """Fine-tune a module on the images of its classes; validation images choose the epoch."""
     params = _checked(params_file, dataset, model)
-    data = _data(dataset, params)
+    classes = _classes(dataset, params)
+    from nemo.cli.launch import launch
     from nemo.data import parse_subset
+
+    parse_subset(subset, classes)
+    launch(params, "finetune", _finetune, Cell(dataset, model, method, seed), subset)
+
+
+def _finetune(params: Params, cell: Cell, subset: str) -> None:
+    """What each process of a fine-tuning does."""
+    from nemo.processes import is_first
     from nemo.training.finetune import finetune_module
 
-    cell, layout = Cell(dataset, model, method, seed), Layout()
-    parse_subset(subset, data.classes)
+    data, layout = _data(cell.dataset, params), Layout()
     out = layout.finetuned(cell, subset)
     finetune_module(params, cell, layout.module(cell, subset), data, out)
-    click.echo(f"fine-tuned module {subset} of {cell.name}: {_metrics(out)}")
+    if is_first():
+        click.echo(f"fine-tuned module {subset} of {cell.name}: {_metrics(out)}")
 
 
 @click.command()
@@ -173,14 +191,22 @@ def _checked(params_file: str, dataset: str, model: str | None = None) -> Params
     return params
 
 
-def _data(dataset: str, params: Params) -> Prepared:
-    from nemo.data import load
+def _classes(dataset: str, params: Params) -> list[str]:
+    """The prepared data's class names, once they fit the subsets and the device is there."""
+    from nemo.data import read_meta
     from nemo.device import resolve_device
 
-    data = load(Layout().data(dataset))
-    check_subsets(params, list(data.classes))
+    classes: list[str] = read_meta(Layout().data(dataset))["classes"]
+    check_subsets(params, classes)
     resolve_device(params.device)
-    return data
+    return classes
+
+
+def _data(dataset: str, params: Params) -> Prepared:
+    from nemo.data import load
+
+    _classes(dataset, params)
+    return load(Layout().data(dataset))
 
 
 def check_subsets(params: Params, names: list[str]) -> None:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from nemo.data.prepared import Split
 
+Part = tuple[int, int]  # (k, n): the k-th of n parts of a batch, counted from 0
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -41,11 +43,15 @@ class Batches:
     The split moves to `device` once, as uint8, and is augmented there. `set_epoch` chooses the
     epoch; without it every pass is the same. The last batch may be shorter; when
     shuffling (training), a last batch of a single image joins the one before it, because BatchNorm
-    and the pairwise losses need two.
+    and the pairwise losses need two. So does one of fewer images than `part` counts.
+
+    Args:
+        part: (k, n) yields only the k-th of n parts of each batch's images, for one of n processes;
+            the labels stay those of the whole batch.
 
     Raises:
-        ValueError: the split is empty, `batch_size` is not positive, or a shuffled split or batch
-            would have a single image.
+        ValueError: the split is empty, `batch_size` is not positive, a shuffled split or batch
+            would have a single image, or one of the n parts no image.
     """
 
     def __init__(
@@ -60,25 +66,27 @@ class Batches:
         shuffle: bool = False,
         augment: Augment | None = None,
         seed: int = 0,
+        part: Part = (0, 1),
     ) -> None:
-        least = 2 if shuffle else 1
+        least = max(2 if shuffle else 1, part[1])
         if len(split) < least or batch_size < least:
             raise ValueError(
                 f"{len(split)} images in batches of {batch_size}: accepted: {least} or more of each"
-                + (" when shuffling" if shuffle else "")
+                + (f" for {part[1]} processes" if part[1] > 1 else " when shuffling" * shuffle)
             )
         self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.augment = augment or Augment()
         self.shuffle = shuffle
         self.seed = seed
+        self.part = part
         self.epoch = 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # x / 255, minus mean, by std: as one multiplication and one addition on 0..255
         deviation = torch.tensor(std, dtype=torch.float64).view(3, 1, 1)
         self.scale = (1 / (255 * deviation)).float().to(device)
         self.shift = (-torch.tensor(mean).double().view(3, 1, 1) / deviation).float().to(device)
-        self.bounds = _bounds(len(split), batch_size, merge_single=shuffle)
+        self.bounds = _bounds(len(split), batch_size, least)
 
     def __len__(self) -> int:
         return len(self.bounds)
@@ -91,11 +99,13 @@ class Batches:
         augmented = self.augment.crop > 0 or self.augment.flip
         plan = self._plan() if self.shuffle or augmented else None
         for start, stop in self.bounds:
+            mine = share(stop - start, self.part)
             if plan is None:
-                images, labels = self.images[start:stop], self.labels[start:stop]
+                images, labels = self.images[start:stop][mine], self.labels[start:stop]
             else:
-                index = plan.order[start:stop]
-                images, labels = self.images[index], self.labels[index]
+                labels = self.labels[plan.order[start:stop]]
+                index = plan.order[start:stop][mine]
+                images = self.images[index]
                 if augmented:
                     mirrored = None if plan.mirrored is None else plan.mirrored[index]
                     top, left = plan.top[index], plan.left[index]
@@ -136,10 +146,16 @@ def shift_and_mirror(
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
-def _bounds(count: int, batch_size: int, *, merge_single: bool) -> list[tuple[int, int]]:
-    """(start, stop) of each batch."""
+def share(count: int, part: Part) -> slice:
+    """The rows that the k-th of n parts has of `count`; sizes differ by one at most."""
+    k, n = part
+    return slice(count * k // n, count * (k + 1) // n)
+
+
+def _bounds(count: int, batch_size: int, least: int) -> list[tuple[int, int]]:
+    """(start, stop) of each batch; a last one of fewer than `least` joins the one before it."""
     starts = range(0, count, batch_size)
     bounds = [(start, min(start + batch_size, count)) for start in starts]
-    if merge_single and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < least:
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nemo.processes import gathered
+
 
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
-    of its soft per-sample masks."""
+    of its soft per-sample masks. With several processes, each is given its part of the batches and
+    all of them get the whole."""
     training = model.training
     model.eval()
     logits, labels = [], []
     try:
         for images, target in batches:
             output = model(images)
-            logits.append((output[0] if isinstance(output, tuple) else output).float().cpu())
+            output = output[0] if isinstance(output, tuple) else output
+            logits.append(gathered(output.float(), len(target)).cpu())
             labels.append(target.cpu())
     finally:
         model.train(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from nemo.identifier import Modular, modularize
 from nemo.layout import Cell
 from nemo.models import build_model, family_of
 from nemo.models.registry import Shape
+from nemo.processes import first_only, from_first, this_part
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task
@@ -39,7 +41,8 @@ def train_cell(
     *,
     watch_test: bool = False,
 ) -> None:
-    """Train `cell` on `data` and write weights, history and metrics to the folder `out`.
+    """Train `cell` on `data` and write weights, history and metrics to the folder `out`; of several
+    processes each calls this, and the first one writes.
 
     Args:
         watch_test: also put the test accuracy of each epoch into the history, for those who compare
@@ -56,24 +59,26 @@ def train_cell(
         teacher = _train_teacher(params, cell, data, shape.teacher)
     # the checkpoint goes only once the result is there
     key = {**_key(params, cell, data, shape), "watch_test": watch_test}
-    with open_checkpoint(key) as checkpoint, new_folder(out) as folder:
+    with first_only(open_checkpoint(key)) as checkpoint, first_only(new_folder(out)) as folder:
         model, history = _train(
             params, cell, data, shape, teacher, checkpoint, on_epoch, watch_test
         )
-        base = model.model if isinstance(model, Modular) else model
-        parameters = count_parameters(base)
-        _save_weights(model, folder / WEIGHTS)
-        write_csv(folder / "history.csv", history)
-        write_json(folder / "cell.json", _describe(cell, data, shape))
-        write_json(
-            folder / "metrics.json",
-            {
-                "epochs": len(history),
-                "generator_parameters": count_parameters(model) - parameters,
-                "parameters": parameters,
-                "val_accuracy": history[-1]["val_accuracy"],
-            },
-        )
+        if folder is not None:
+            _write(folder, model, history, _describe(cell, data, shape))
+
+
+def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, Any]) -> None:
+    parameters = count_parameters(model.model if isinstance(model, Modular) else model)
+    metrics = {
+        "epochs": len(history),
+        "generator_parameters": count_parameters(model) - parameters,
+        "parameters": parameters,
+        "val_accuracy": history[-1]["val_accuracy"],
+    }
+    _save_weights(model, folder / WEIGHTS)
+    write_csv(folder / "history.csv", history)
+    write_json(folder / "cell.json", about)
+    write_json(folder / "metrics.json", metrics)
 
 
 def load_cell(folder: Path) -> nn.Module:
@@ -115,18 +120,19 @@ def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) 
     """
     teacher_cell = Cell(cell.dataset, "resnet18", "standard", cell.seed)
     key = {**_key(params, teacher_cell, data, shape), "role": "teacher"}
-    with open_checkpoint(key, keep=True) as checkpoint:
-        saved = checkpoint.folder / WEIGHTS
-        if not saved.exists():
+    with first_only(open_checkpoint(key, keep=True)) as checkpoint:
+        saved = checkpoint.folder / WEIGHTS if checkpoint else Path()  # the others do not look
+        if not from_first(saved.exists):
             trained, _ = _train(
                 params, teacher_cell, data, shape, None, checkpoint, lambda epoch, row: None
             )
-            partial = saved.with_suffix(".partial")
-            _save_weights(trained, partial)
-            partial.replace(saved)
+            if checkpoint:
+                unfinished = saved.with_suffix(".partial")
+                _save_weights(trained, unfinished)
+                unfinished.replace(saved)
         # always from the file, so that every student sees the same bits
         model = build_model("resnet18", len(data.classes), data.size[0], shape)
-        model.load_state_dict(load_file(saved))
+        model.load_state_dict(from_first(lambda: load_file(saved)))
         return model.to(resolve_device(params.device))
 
 
@@ -136,7 +142,7 @@ def _train(
     data: Prepared,
     shape: Shape,
     teacher: nn.Module | None,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     on_epoch: OnEpoch,
     watch_test: bool = False,
 ) -> tuple[nn.Module, list[Row]]:
@@ -151,26 +157,29 @@ def _train(
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    train = Batches(
-        data.splits["train"],
-        data.mean,
-        data.std,
-        params.train.batch_size,
+    batches = partial(
+        Batches,
+        mean=data.mean,
+        std=data.std,
         device=device,
         channels_last=channels_last,
+        part=this_part(),
+    )
+    augment = Augment(flip=data.flip, crop=data.crop)
+    train = batches(
+        data.splits["train"],
+        batch_size=params.train.batch_size,
         shuffle=True,
-        augment=Augment(flip=data.flip, crop=data.crop),
+        augment=augment,
         seed=cell.seed,
     )
     watched = {
-        f"{split}_accuracy": Batches(
-            data.splits[split], data.mean, data.std, 512, device=device, channels_last=channels_last
-        )
+        f"{split}_accuracy": batches(data.splits[split], batch_size=512)
         for split in (("val", "test") if watch_test else ("val",))
     }
 
     def validate() -> Row:
-        return {name: accuracy(*predict(model, batches)) for name, batches in watched.items()}
+        return {name: accuracy(*predict(model, images)) for name, images in watched.items()}
 
     history = fit(
         model,
@@ -207,7 +216,7 @@ def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, 
     return {
         "cell": cell.name,
         "shape": shape.model_dump(),
-        "train": params.train.model_dump(),
+        "train": params.train.model_dump(exclude={"processes"}),
         "objective": objective.model_dump() if objective else None,
         "device": params.device,
         "data": data.sha256,

@@ -5,7 +5,7 @@ The epoch is chosen on validation images; the authors' code takes the best one o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import new_folder, write_csv, write_json
 from nemo.layout import Cell
+from nemo.processes import first_only, this_part
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import Task, cross_entropy
 
@@ -32,7 +33,7 @@ def finetune_module(
     watch_test: bool = False,
 ) -> None:
     """Fine-tune the module in the folder `module` on its classes; save it, its history and its
-    validation figures to `out`.
+    validation figures to `out`. Of several processes each calls this, and the first one writes.
 
     Args:
         watch_test: as in `finetune`.
@@ -55,10 +56,11 @@ def finetune_module(
         heads=loaded.info["heads"],
         watch_test=watch_test,
     )
-    with new_folder(out) as folder:
-        save(loaded.cpu(), folder, {"finetuned": metrics})
-        write_csv(folder / "history.csv", history)
-        write_json(folder / "metrics.json", metrics)
+    with first_only(new_folder(out)) as folder:
+        if folder is not None:
+            save(loaded.cpu(), folder, {"finetuned": metrics})
+            write_csv(folder / "history.csv", history)
+            write_json(folder / "metrics.json", metrics)
 
 
 @torch.no_grad()
@@ -127,14 +129,47 @@ def finetune(
         The history, a row per epoch, and the metrics: validation accuracy as cut, at the chosen
         epoch, and that epoch.
     """
-    recipe = params.finetune
-    device = resolve_device(params.device)
+    recipe, device = params.finetune, resolve_device(params.device)
     module.to(device)
+    torch.manual_seed(seed)
+    validate = _validation(module, data, device, watch_test)
+    as_cut = validate()
+    if recipe.head == "new":
+        reset_head(module, heads)
+    if recipe.recalibrate_bn:
+        plain = Batches(data.splits["train"], data.mean, data.std, recipe.batch_size, device=device)
+        recalibrate_bn(module, plain)
+    start = validate()
+    best = _Best(module)
+    best.see(0, start)
+    history = fit(
+        module,
+        Task(cross_entropy),
+        _training_batches(data, recipe.batch_size, device, seed),
+        Plan.of(recipe, family, recipe.t_max.of(family) if recipe.t_max else None),
+        device=device,
+        validate=validate,
+        on_epoch=best.see,
+        title=title,
+    )
+    epoch, row = best.restore()
+    metrics = {
+        "best_epoch": epoch,
+        "val_accuracy": row["val_accuracy"],
+        "val_accuracy_recalibrated": start["val_accuracy"],
+        "val_accuracy_step0": as_cut["val_accuracy"],
+    }
+    return history, metrics
+
+
+def _validation(
+    module: nn.Module, data: Prepared, device: torch.device, watch_test: bool
+) -> Callable[[], Row]:
+    """What measures `module` on the validation images, and where asked for on the test images."""
     validation, test = (
-        Batches(data.splits[split], data.mean, data.std, 512, device=device)
+        Batches(data.splits[split], data.mean, data.std, 512, device=device, part=this_part())
         for split in ("val", "test")
     )
-    torch.manual_seed(seed)
 
     def validate() -> Row:
         logits, labels = predict(module, validation)
@@ -146,52 +181,20 @@ def finetune(
             row["test_accuracy"] = accuracy(*predict(module, test))
         return row
 
-    as_cut = validate()["val_accuracy"]
-    if recipe.head == "new":
-        reset_head(module, heads)
-    if recipe.recalibrate_bn:
-        recalibrate_bn(module, _training_batches(data, recipe.batch_size, device))
-    start = validate()
-    best = _Best(module)
-    best.see(0, start)
-    t_max = recipe.t_max.of(family) if recipe.t_max else None
-    history = fit(
-        module,
-        Task(cross_entropy),
-        _training_batches(data, recipe.batch_size, device, augmented_by=seed),
-        Plan.of(recipe, family, t_max),
-        device=device,
-        validate=validate,
-        on_epoch=best.see,
-        title=title,
-    )
-    epoch, row = best.restore()
-    metrics = {
-        "best_epoch": epoch,
-        "val_accuracy": row["val_accuracy"],
-        "val_accuracy_recalibrated": start["val_accuracy"],
-        "val_accuracy_step0": as_cut,
-    }
-    return history, metrics
+    return validate
 
 
-def _training_batches(
-    data: Prepared, batch_size: int, device: torch.device, augmented_by: int | None = None
-) -> Batches:
-    """The training images, as they are or shuffled and augmented by a seed."""
-    split, mean, std = data.splits["train"], data.mean, data.std
-    if augmented_by is None:
-        return Batches(split, mean, std, batch_size, device=device)
-    augment = Augment(flip=data.flip, crop=data.crop)
+def _training_batches(data: Prepared, batch_size: int, device: torch.device, seed: int) -> Batches:
     return Batches(
-        split,
-        mean,
-        std,
+        data.splits["train"],
+        data.mean,
+        data.std,
         batch_size,
         device=device,
         shuffle=True,
-        augment=augment,
-        seed=augmented_by,
+        augment=Augment(flip=data.flip, crop=data.crop),
+        seed=seed,
+        part=this_part(),
     )
 
 

@@ -6,7 +6,9 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +16,14 @@ from torch import Tensor, nn
 
 from nemo.config import Family, Recipe
 from nemo.data import Batches
+from nemo.processes import (
+    from_first,
+    is_first,
+    several,
+    this_part,
+    together,
+    whole_batch_norm,
+)
 from nemo.training.checkpoint import Checkpoint
 
 Row = dict[str, float]
@@ -79,46 +89,65 @@ def fit(
     The order and augmentation of the data are a function of (seed, epoch) alone, and the rest of
     the state is in the checkpoint: a resumed training ends with the weights of an undisturbed one.
 
+    Of several processes each calls this, with an equal model, its part of the batches and, but for
+    the first, no checkpoint; all end with the same weights and rows.
+
     Args:
-        task: gives a dict with `loss` and parts, all scalars.
+        task: gives a dict with `loss` and parts, all scalars, of the whole batch.
         validate: gives the validation columns of a row; runs after each epoch.
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    optimizer = plan.make_optimizer(model)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.t_max)
-    state = checkpoint.load(device) if checkpoint else None
-    history: list[Row] = []
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        history = state["history"]
-        _set_rng(state["rng"], device)
+    state = _State(model, plan, device)
+    saved = from_first(lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None)
+    if saved is not None:
+        state.restore(saved)
+    trained = together(model)
     with _progress() as progress:
-        bar = progress.add_task(title, total=plan.epochs, completed=len(history), shown="")
-        for epoch in range(len(history) + 1, plan.epochs + 1):
+        done = len(state.history)
+        bar = progress.add_task(title, total=plan.epochs, completed=done, shown="")
+        for epoch in range(done + 1, plan.epochs + 1):
             batches.set_epoch(epoch)
-            lr = scheduler.get_last_lr()[0]
-            means = _train_epoch(model, task, batches, optimizer, device, amp, epoch)
-            scheduler.step()
+            _decorrelate(batches.seed, epoch)
+            lr = state.scheduler.get_last_lr()[0]
+            means = _train_epoch(trained, task, batches, state.optimizer, device, amp, epoch)
+            state.scheduler.step()
             row: Row = {"epoch": epoch, "lr": float(lr), **means, **validate()}
-            history.append(row)
+            state.history.append(row)
             if checkpoint:
-                checkpoint.save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "scheduler": scheduler.state_dict(),
-                        "history": history,
-                        "rng": _get_rng(device),
-                    }
-                )
+                checkpoint.save(state.to_save())
             on_epoch(epoch, row)
             progress.update(bar, advance=1, shown=f"loss {row['loss']:.3f}")
-    return history
+    return state.history
+
+
+class _State:
+    """All that changes from epoch to epoch, as a checkpoint holds it."""
+
+    def __init__(self, model: nn.Module, plan: Plan, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.optimizer = plan.make_optimizer(model)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, plan.t_max)
+        self.history: list[Row] = []
+
+    def to_save(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
+            "rng": _get_rng(self.device),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        self.history = saved["history"]
+        _set_rng(saved["rng"], self.device)
 
 
 def _train_epoch(
@@ -134,9 +163,9 @@ def _train_epoch(
     totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
     seen = 0
     for step, (images, labels) in enumerate(batches, 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp), whole_batch_norm():
             parts = task(model, images, labels)
-        if not torch.isfinite(parts["loss"]):
+        if not torch.isfinite(parts["loss"]):  # all processes see the same loss, and all stop
             raise NonFiniteLossError(_non_finite(parts, epoch, step))
         optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
@@ -145,6 +174,14 @@ def _train_epoch(
         for name, value in parts.items():
             totals[name] += value.detach() * len(labels)
     return {name: round(total.item() / seen, 6) for name, total in totals.items()}
+
+
+def _decorrelate(seed: int, epoch: int) -> None:
+    """Give each of several processes dropout of its own: a function of the epoch, as the data is,
+    so that resuming needs no random state of theirs."""
+    if several():
+        mixed = np.random.SeedSequence([seed, epoch, *this_part()]).generate_state(1)
+        torch.manual_seed(int(mixed[0]))
 
 
 def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
@@ -174,7 +211,7 @@ def _set_rng(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _progress() -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on the first process's terminal, nothing elsewhere."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -183,5 +220,5 @@ def _progress() -> Progress:
         TextColumn("{task.fields[shown]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and is_first()),
     )

@@ -36,15 +36,15 @@ Say = Callable[[str], object]
 # as in the quick profile, which a test compares; mwt is of a method that nothing here uses
 RECIPE: dict[str, Any] = {
     "train": {
-        "epochs": {"cnn": 40, "transformer": 60}, "batch_size": 64, "optimizer": "adamw",
-        "lr": {"cnn": 0.002, "transformer": 0.001}, "momentum": 0.9, "weight_decay": 0.01,
-        "amp": False, "channels_last": True,
+        "epochs": {"cnn": 40, "transformer": 60}, "batch_size": 64, "processes": 1,
+        "optimizer": "adamw", "lr": {"cnn": 0.002, "transformer": 0.001}, "momentum": 0.9,
+        "weight_decay": 0.01, "amp": False, "channels_last": True,
     },
     "loss": {"alpha": {"cnn": 2.0, "transformer": 0.2}, "tau": 0.2, "form": "equation"},
     "mwt": {"alpha": 0.0, "beta": 0.0},
     "masks": {"threshold": 0.9},
     "finetune": {
-        "epochs": 10, "batch_size": 64, "optimizer": "adamw",
+        "epochs": 10, "batch_size": 64, "processes": 1, "optimizer": "adamw",
         "lr": {"cnn": 0.001, "transformer": 0.0005}, "momentum": 0.9, "weight_decay": 0.01,
         "recalibrate_bn": True, "head": "inherit",
     },

@@ -1,7 +1,8 @@
 """What is minimised: a task returns a dict with `loss` and its named parts (paper section 4.2).
 
 The training loop knows nothing of masks or teachers; it takes `loss` and averages the rest.
-Shapes: images (B, 3, H, W), labels (B,), logits (B, C).
+Shapes: images (B, 3, H, W), labels (B,), logits (B, C). With several processes, images are those of
+this one, and all else is of the whole batch: a loss on masks compares all of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from nemo.config import Family, Method, Params
 from nemo.identifier import Masks
 from nemo.losses import contrastive_loss, mwt_terms
+from nemo.processes import gathered
 
 Parts = dict[str, Tensor]
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -30,7 +32,7 @@ class Task:
         self.mask_loss = mask_loss
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        output = model(images)
+        output = gathered(model(images), len(labels))
         if self.mask_loss is None:
             loss = self.task_loss(output, images, labels)
             return {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
@@ -74,7 +76,7 @@ class Distillation:
 
     def __call__(self, output: tuple[Tensor, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            target = self.teacher(images).float().log_softmax(1)
+            target = gathered(self.teacher(images), len(labels)).float().log_softmax(1)
         cls, dist = (logits.float() for logits in output)
         divergence = sum(
             F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)

@@ -110,6 +110,24 @@ def test_an_image_is_augmented_alike_whatever_the_batch_size() -> None:
     assert torch.equal(passes[0][0], passes[1][0])
 
 
+def test_the_parts_of_several_processes_make_up_each_batch() -> None:
+    """With 7 images after three batches of 8, 3 processes have 2, 2 and 3 of the last."""
+    options = {"shuffle": True, "augment": Augment(True, 1), "seed": 5}
+    whole = list(Batches(split_of(31), MEAN, STD, 8, **options))
+    parts = [list(Batches(split_of(31), MEAN, STD, 8, **options, part=(k, 3))) for k in range(3)]
+    assert [len(batch[-1][0]) for batch in parts] == [2, 2, 3]
+    for (images, labels), *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([images for images, _ in shares]), images)
+        assert all(torch.equal(own, labels) for _, own in shares)
+
+
+def test_a_last_batch_that_not_all_processes_share_joins_the_one_before() -> None:
+    batches = Batches(split_of(18), MEAN, STD, 8, part=(0, 4))
+    assert batches.bounds == [(0, 8), (8, 18)]
+    with pytest.raises(ValueError, match="3 images in batches of 8: accepted: 4 or more of each f"):
+        Batches(split_of(3), MEAN, STD, 8, part=(0, 4))
+
+
 def test_the_split_is_left_untouched() -> None:
     split = split_of(6)
     copy = split.images.clone()

@@ -14,11 +14,11 @@ CPU = torch.device("cpu")
 STATISTICS = ((0.5,) * 3, (0.25,) * 3)
 
 
-def split(count=40):
+def split(count=40, side=8):
     """Noise whose brightness tells the class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 4
-    images = torch.randint(0, 128, (count, 3, 8, 8), generator=generator)
+    images = torch.randint(0, 128, (count, 3, side, side), generator=generator)
     return Split((images + 32 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
