@@ -11,7 +11,11 @@ from torch import Tensor, nn
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
-    of its soft per-sample masks."""
+    of its soft per-sample masks.
+
+    Raises:
+        ValueError: no batches.
+    """
     training = model.training
     model.eval()
     logits, labels = [], []
@@ -22,6 +26,8 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
             labels.append(target.cpu())
     finally:
         model.train(training)
+    if not logits:
+        raise ValueError("the loader gave no batches")
     return torch.cat(logits), torch.cat(labels)
 
 

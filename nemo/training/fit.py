@@ -16,6 +16,11 @@ from nemo.config import Family, Recipe
 from nemo.data import Batches
 from nemo.training.checkpoint import Checkpoint
 
+# What to try besides a smaller lr, by the part of the loss that says which method it is.
+REMEDIES = {
+    "contrast": ", a smaller loss.alpha or a larger loss.tau",
+    "cohesion_loss": " or smaller mwt.alpha and mwt.beta",
+}
 Row = dict[str, float]
 TaskFunction = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
@@ -149,10 +154,8 @@ def _train_epoch(
 
 def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
     bad = [name for name, value in parts.items() if not math.isfinite(value.item())]
-    return (
-        f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; "
-        "try a smaller lr, a smaller loss.alpha or a larger loss.tau"
-    )
+    remedy = "".join(text for name, text in REMEDIES.items() if name in parts)
+    return f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; try a smaller lr{remedy}"
 
 
 def _get_rng(device: torch.device) -> dict[str, Tensor]:

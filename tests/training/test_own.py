@@ -138,7 +138,7 @@ def test_a_model_that_cannot_be_traced_is_found_before_training(made):
             x = self.first(x)
             return (self.second(x) if x.sum() > 0 else self.second(-x)).mean((2, 3))
 
-    with pytest.raises(ValueError, match="the model cannot be cut"):
+    with pytest.raises(ValueError, match="the model cannot be traced"):
         rehearse(modularize(Branching()), data)
 
 
