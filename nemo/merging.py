@@ -70,8 +70,8 @@ def check_mergeable(a: DecomposedModule, b: DecomposedModule) -> list[str]:
     """The names of the merged module's classes.
 
     Raises:
-        ValueError: a class in both, different input sizes or dtypes, a module that does not name its
-            classes, or only one that says how its images are normalised.
+        ValueError: a class in both, different input sizes or dtypes, a module that does not name
+            its classes, or only one that says how its images are normalised.
     """
     first, second = class_names(a), class_names(b)
     both = sorted(set(first) & set(second))

@@ -90,7 +90,7 @@ def fit(
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite.
+        NonFiniteLossError: the loss, or a weight at the end of an epoch, became NaN or infinite.
     """
     optimizer = plan.make_optimizer(model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.t_max)
@@ -108,6 +108,7 @@ def fit(
             batches.set_epoch(epoch)
             lr = scheduler.get_last_lr()[0]
             means = _train_epoch(model, task, batches, optimizer, device, amp, epoch)
+            _check_weights(model, epoch)
             scheduler.step()
             row: Row = {"epoch": epoch, "lr": float(lr), **means, **validate()}
             history.append(row)
@@ -156,6 +157,14 @@ def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
     bad = [name for name, value in parts.items() if not math.isfinite(value.item())]
     remedy = "".join(text for name, text in REMEDIES.items() if name in parts)
     return f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; try a smaller lr{remedy}"
+
+
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    """The loss of a step does not see what the last step of an epoch does to the weights."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise NonFiniteLossError(
+            f"epoch {epoch}, after its last step: weights are not finite; try a smaller lr"
+        )
 
 
 def _get_rng(device: torch.device) -> dict[str, Tensor]:

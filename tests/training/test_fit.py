@@ -7,7 +7,7 @@ from torch import nn
 
 from nemo.data import Augment, Batches, Split
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
-from nemo.training.fit import NonFiniteLossError, Plan, fit
+from nemo.training.fit import Plan, fit
 from nemo.training.tasks import Task, cross_entropy
 
 CPU = torch.device("cpu")
@@ -91,15 +91,6 @@ def test_training_learns_and_follows_the_cosine():
     assert rates[0] == 0.05
     assert rates == sorted(rates, reverse=True)
     assert rates[4] == pytest.approx(0.025)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_try():
-    def task(network, images, labels):
-        loss = network(images).sum()
-        return {"loss": loss / 0, "task": loss}
-
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: loss is not finite; try a sm"):
-        train(model(), task=task)
 
 
 def test_bfloat16_autocast_trains_on_the_cpu():
