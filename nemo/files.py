@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: damaged ({error}); make it again") from None
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """The whole file or none, through a temporary name."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -67,28 +67,20 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def writing(path: Path) -> Iterator[None]:
     """Name the file where it cannot be written: a full disk, a folder that may not be changed.
 
-    The writers of tensors have errors of their own for that, which name neither.
+    The writer of safetensors has an error of its own for that.
 
     Raises:
         OSError: of `path`.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = _errno(error)
-        if number is None:
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
             raise
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _errno(error: BaseException) -> int | None:
-    """The system's error number: torch hides it behind its own error, safetensors in a text."""
-    if isinstance(error, OSError):
-        return error.errno
-    if isinstance(error.__context__, OSError):
-        return error.__context__.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 @contextmanager

@@ -594,8 +594,13 @@ PROCESSES = ("tau zero", "not trained", "prepared images damaged", "training div
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished project of four classes, evaluated and reported on by nobody yet."""
     root = tmp_path_factory.mktemp("project")
+    make_project(root)
+    return root
+
+
+def make_project(root: Path) -> None:
+    """A finished project of four classes, evaluated and reported on by nobody yet."""
     images("pets", dict.fromkeys(["cat", "dog", "owl", "pig"], 10))(root)
     (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
     patch = pytest.MonkeyPatch()
@@ -615,7 +620,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nemo.save(nemo.decompose(tiny(), {}, [2, 3]), root / "foreign")
     nemo.save(nemo.decompose(tiny(), {}, [0, 1]), root / "stranger")
     patch.undo()
-    return root
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ there and has nothing to train.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nemo.files import write_bytes, writing
+from nemo.files import write_bytes
 from nemo.locks import locked
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,14 +35,9 @@ class Checkpoint:
         self.file = folder / "last.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        partial = self.file.with_suffix(".partial")
-        try:
-            # an open file, since given a name torch hides why it cannot write
-            with writing(self.file), partial.open("wb") as file:
-                torch.save(state, file)
-            partial.replace(self.file)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = io.BytesIO()  # on a full disk, torch's own writer may end the process
+        torch.save(state, content)
+        write_bytes(self.file, content.getbuffer())
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The saved state, or None where there is none.
