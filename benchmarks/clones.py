@@ -12,6 +12,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+COMMIT = subprocess.run(
+    ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+).stdout.strip()
 
 
 def small_params() -> dict[str, object]:
@@ -26,6 +29,7 @@ def small_params() -> dict[str, object]:
 def clone(folder: Path, params: Path | None) -> Path:
     """The last commit in `folder`, with nothing made yet; without `params`, with the small ones."""
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(folder)], check=True)
+    subprocess.run(["git", "checkout", "-q", COMMIT], cwd=folder, check=True)
     text = yaml.safe_dump(small_params()) if params is None else params.read_text()
     (folder / "params.yaml").write_text(text)
     (folder / "dvc.lock").unlink()
@@ -38,13 +42,24 @@ def environment() -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def repro(folder: Path, *, log: Path) -> subprocess.Popen[str]:
-    """`dvc repro`, as the leader of a process group of its own; its output is added to `log`."""
+def repro(folder: Path, *, log: Path, again: str | None = None) -> subprocess.Popen[str]:
+    """`dvc repro`, as the leader of a process group of its own; its output is added to `log`.
+
+    Args:
+        again: run this stage alone, whether or not something changed.
+    """
+    command = ["dvc", "repro", *(["--force", "--single-item", again] if again else [])]
     with log.open("a") as out:
         return subprocess.Popen(
-            ["dvc", "repro"], cwd=folder, env=environment(), stdout=out, stderr=out,
+            command, cwd=folder, env=environment(), stdout=out, stderr=out,
             start_new_session=True, text=True,
         )  # fmt: skip
+
+
+def finish(dvc: subprocess.Popen[str], log: Path) -> None:
+    """Wait until dvc ends, which it must do without an error."""
+    if dvc.wait():
+        raise SystemExit(f"dvc repro failed:\n{log.read_text()[-3000:]}")
 
 
 def contents(folder: Path) -> dict[str, str]:
