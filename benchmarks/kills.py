@@ -240,8 +240,8 @@ def report(rows: pd.DataFrame, usual: Pass, arguments: argparse.Namespace) -> st
         f"and {usual.epochs} epochs of training.\n\n"
         f"{rows.drop(columns='holds').to_markdown(index=False)}\n\n"
         "Epochs trained again: beyond those of undisturbed runs; at most one per killed training. "
-        "An orphan, of dvc killed alone, ends by itself; the stage that waits for it takes over its "
-        "training, and does any other work once more.\n"
+        "An orphan, of dvc killed alone, ends by itself; the stage that waits for it takes over "
+        "its training, and does any other work once more.\n"
     )
 
 

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[], object] = lambda: None) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file `path`, waiting for a process that holds it; it goes when nobody does.
 
-    Args:
-        on_wait: called once before waiting.
+    Raises:
+        BlockingIOError: it is held, and one is not to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    waited = False
     while True:
         with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not waited:
-                    print(f"waiting for another process that does the same ({path})", flush=True)
-                    on_wait()
-                waited = True
+                if not wait:
+                    raise
+                print(f"waiting for another process that does the same ({path})", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file, path):  # who held it has removed it: this one locks nothing
                 continue

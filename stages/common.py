@@ -17,7 +17,7 @@ def run(command: str, *options: str) -> NoReturn:
     """Call one command of `nemo`; the process ends with its exit code.
 
     It waits for an orphan that does the same, which a killed dvc leaves behind. A training has its
-    own lock, by what decides its result, and goes on from what the orphan did.
+    own lock, by what decides its result, and takes over what the orphan did.
     """
     lock = Path(".checkpoints") / f"{'_'.join([command, *options]).replace('/', '-')}.lock"
     try:

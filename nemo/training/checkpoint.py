@@ -1,9 +1,9 @@
 """Checkpoints that survive a kill, outside the pipeline's outputs (ours).
 
 A folder is keyed by everything that decides a training's result: params, data and code. It is
-locked while in use, so that no second process trains the same cell, and removed on success. A
-process that waited, as after a kill of dvc that left the trainer alive, finds the finished training
-there and has nothing to train.
+locked while in use, so that no second process trains the same cell, and removed on success. Below
+DVC a finished training is not safe yet, since a kill before DVC has recorded it makes DVC start it
+again: its checkpoint stays until another stage has begun, and there is nothing left to train.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from nemo.files import write_bytes
 from nemo.locks import locked
 
+FINISHED = "finished"  # in a checkpoint folder: the training has ended
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -59,23 +60,21 @@ def open_checkpoint(
     key: Mapping[str, Any], root: Path | None = None, keep: bool = False
 ) -> Iterator[Checkpoint]:
     """Lock the checkpoint folder of `key`, waiting for a process that holds it, and remove it on
-    success unless it is to `keep`. A training that failed in its numbers would fail again: its
-    checkpoint goes too.
+    success unless it is to `keep` or DVC has to record it first. A training that failed in its
+    numbers would fail again: its checkpoint goes too.
 
     Args:
         key: JSON values that decide the result; the package's own code is added to them.
-        root: where the folders are; by default `.checkpoints` of the project (the folder that DVC
-            names in DVC_ROOT, so that its temporary copies share it, else the current one).
+        root: where the folders are; by default `checkpoints_root`.
 
     Raises:
         ValueError: the folder holds the checkpoint of another training.
     """
-    root = root or Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints"
+    root = root or checkpoints_root()
     text = json.dumps({**key, "code": code_hash(), "torch": torch.__version__}, sort_keys=True)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
-    waiting = root / f"{folder.name}.waiting"
-    with locked(root / f"{folder.name}.lock", on_wait=waiting.touch):
-        waiting.unlink(missing_ok=True)
+    with locked(root / f"{folder.name}.lock"):
+        sweep(root)
         written = folder / "key.json"
         if written.exists() and written.read_text() != text:
             raise ValueError(f"{folder}: a checkpoint of other params or other code; remove it")
@@ -87,8 +86,25 @@ def open_checkpoint(
             if isinstance(error, ArithmeticError) or list(folder.iterdir()) == [written]:
                 shutil.rmtree(folder)
             raise
-        if not keep and not waiting.exists():
+        if not keep and "DVC_STAGE" in os.environ:
+            (folder / FINISHED).touch()
+        elif not keep:
             shutil.rmtree(folder)
+
+
+def checkpoints_root() -> Path:
+    """`.checkpoints` of the project: the folder that DVC names in DVC_ROOT, so that its temporary
+    copies share it, else the current one."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints"
+
+
+def sweep(root: Path) -> None:
+    """Remove the checkpoints of finished trainings, and the locks of killed processes."""
+    done = {mark.parent.with_suffix(".lock") for mark in root.glob(f"*/{FINISHED}")}
+    for lock in {*done, *root.glob("*.lock")}:
+        with suppress(BlockingIOError), locked(lock, wait=False):
+            if lock in done:
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
 
 
 def code_hash() -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nemo.data import Augment, Batches, Split
-from nemo.training.checkpoint import Checkpoint, open_checkpoint
+from nemo.training.checkpoint import Checkpoint, open_checkpoint, sweep
 from nemo.training.fit import Plan, fit
 from nemo.training.tasks import Task, cross_entropy
 
@@ -123,7 +123,10 @@ def hold(root, started):
         checkpoint.save({"epoch": 3})
 
 
-def test_a_second_trainer_of_the_same_cell_waits_and_takes_over_the_finished_training(tmp_path):
+def test_a_second_trainer_of_the_same_cell_waits_and_takes_over_the_finished_training(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DVC_STAGE", "train")
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     process = context.Process(target=hold, args=(tmp_path, started))
@@ -132,4 +135,23 @@ def test_a_second_trainer_of_the_same_cell_waits_and_takes_over_the_finished_tra
     with open_checkpoint({"a": 1}, tmp_path) as checkpoint:
         assert checkpoint.load(CPU) == {"epoch": 3}
     process.join()
+    assert [p.name for p in checkpoint.folder.iterdir() if p.name == "finished"]
+    with open_checkpoint({"a": 2}, tmp_path) as other:
+        assert not checkpoint.folder.exists(), "DVC has recorded it by the time another one begins"
+    sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert not other.folder.exists()
+
+
+def test_a_sweep_leaves_what_is_in_use_or_unfinished(tmp_path, monkeypatch):
+    with pytest.raises(KilledError):
+        _killed_after_saving(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    (tmp_path / "of-a-killed-process.lock").touch()
+    with open_checkpoint({"a": 2}, tmp_path) as used:
+        sweep(tmp_path)
+        assert used.folder.exists()
+    assert len(list(tmp_path.glob("*/key.json"))) == 2
+    sweep(tmp_path)
+    (unfinished,) = tmp_path.iterdir()
+    assert (unfinished / "last.pt").exists()
