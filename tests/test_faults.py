@@ -159,7 +159,8 @@ def test_a_signal_ends_a_training_which_goes_on_from_its_last_epoch(number, proj
     root = shutil.copytree(project, tmp_path / "project")
     all_of(params("train.epochs", 500), params("train.lr", 0.001))(root)
     before = files(root)
-    command = [sys.executable, "-m", "stages.train", *["pets", "resnet18", "nemo", "1"]]
+    command = [sys.executable, "-c", "from nemo.cli import main; main()"]
+    command += f"train {CELL} --seed 1".split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
         command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True
@@ -175,7 +176,7 @@ def test_a_signal_ends_a_training_which_goes_on_from_its_last_epoch(number, proj
     history = Checkpoint(kept).load(torch.device("cpu"))["history"]
     assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
     new = files(root).keys() - before.keys()
-    assert all(name.startswith((".checkpoints/", "mlflow.db")) for name in new)
+    assert all(name.startswith(".checkpoints/") for name in new)
 
 
 def hold(path, started):
