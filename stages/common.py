@@ -23,6 +23,8 @@ def run(command: str, *options: str) -> NoReturn:
     try:
         with nullcontext() if command == "train" else locked(lock):
             main([command, *options])
+    except OSError as error:  # of the lock; the command tells its own
+        sys.exit(f"nemo: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:  # while waiting
         sys.exit(130)
     sys.exit(0)

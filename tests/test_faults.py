@@ -21,6 +21,7 @@ from nemo.cli.main import cli
 from nemo.files import new_folder, write_json
 from nemo.locks import locked
 from nemo.training.checkpoint import Checkpoint
+from stages.common import run as stage
 from tests.test_bad_input import CELL, MODULE, ROOT, all_of, files, make_project, params
 
 
@@ -130,6 +131,13 @@ def test_a_folder_that_may_only_be_read_is_one_line_and_stays_as_it_is(command, 
             result = call(command, root)
         check(result, ": Permission denied")
         assert files(root) == before
+
+
+def test_a_stage_that_cannot_make_its_lock_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / ".checkpoints").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"^nemo: \.checkpoints: File exists$"):
+        stage("masks", "--dataset", "pets")
 
 
 def half(out, error):
