@@ -8,7 +8,7 @@ A fresh clone of the last commit runs once undisturbed. Then more clones run and
 SIGKILL: the stage's process, the whole process group, or dvc alone, so that the stage lives on as
 an orphan. The victims go round the stages; the moment is uniform within the time that the stage
 took undisturbed. `dvc repro` at once follows each kill. Each clone must end with the dvc.lock and
-the files of the undisturbed one, and train at most one epoch more per killed training.
+the files of the undisturbed one, and no epoch that was finished may be trained again.
 """
 
 from __future__ import annotations
@@ -193,10 +193,10 @@ def row(kind: str, run: Pass, usual: Pass) -> dict[str, object]:
         "killed": kind,
         **{stage: run.kills.count(stage) for stage in STAGES},
         "kills": len(run.kills),
-        "epochs trained again": more,
+        "finished epochs trained again": more,
         "orphans waited for": run.waited,
         "same dvc.lock and files": "yes" if same else "NO",
-        "holds": same and more <= run.kills.count("train"),
+        "holds": same and more == 0,
     }
 
 
@@ -239,7 +239,7 @@ def report(rows: pd.DataFrame, usual: Pass, arguments: argparse.Namespace) -> st
         f"followed by `dvc repro`. The pipeline is {pipeline}: undisturbed, {usual.stages} stages "
         f"and {usual.epochs} epochs of training.\n\n"
         f"{rows.drop(columns='holds').to_markdown(index=False)}\n\n"
-        "Epochs trained again: beyond those of undisturbed runs; at most one per killed training. "
+        "A killed training loses the epoch that was running, and no finished one. "
         "An orphan, of dvc killed alone, ends by itself; the stage that waits for it takes over "
         "its training, and does any other work once more.\n"
     )
