@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nemo.decompose.codec import RefusedError, decode, encode
 from nemo.decompose.program import DecomposedModule
+from nemo.files import write_bytes
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"
@@ -65,9 +66,7 @@ def save(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for name, content in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
-        temporary = target / f".{name}.{os.getpid()}"
-        temporary.write_bytes(content)
-        temporary.replace(target / name)
+        write_bytes(target / name, content)
 
 
 def load(folder: str | os.PathLike[str]) -> DecomposedModule:

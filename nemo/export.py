@@ -9,6 +9,7 @@ itself which classes those are and how pixels become its input: as metadata of t
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import statistics
@@ -26,6 +27,7 @@ from torch.export import ExportedProgram
 
 from nemo.artefact import load
 from nemo.decompose.program import DecomposedModule
+from nemo.files import write_bytes
 
 Run = Callable[[Tensor], Tensor]
 FORMATS = ("onnx", "pt2")
@@ -168,7 +170,9 @@ def _read_onnx(path: Path) -> Run:
 
 
 def _write_pt2(program: ExportedProgram, card: dict[str, Any], path: Path) -> None:
-    torch.export.save(program, path, extra_files={"nemo.json": json.dumps(card)})
+    content = io.BytesIO()  # on a full disk, torch's own writer may end the process
+    torch.export.save(program, content, extra_files={"nemo.json": json.dumps(card)})
+    write_bytes(path, content.getbuffer())
     if held := _pickles(path):
         raise ExportError(f"torch {torch.__version__} pickles {held[0]} into .pt2 files: update it")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 
 def rounded(value: Any, digits: int = 6) -> Any:
@@ -23,11 +27,9 @@ def rounded(value: Any, digits: int = 6) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted keys, an indent of 1, floats to 6 significant digits; through a temporary name."""
+    """Sorted keys, an indent of 1, floats to 6 significant digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(rounded(value), indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
+    write_bytes(path, (json.dumps(rounded(value), indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -42,27 +44,64 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: damaged ({error}); make it again") from None
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """The whole file or none, through a temporary name."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path):
+            partial.write_bytes(content)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """One line per row; the columns are those of the first row."""
-    with path.open("w", newline="") as file:
+    with writing(path), path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rounded(list(rows)))
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where it cannot be written: a full disk, a folder that may not be changed.
+
+    The writer of safetensors has an error of its own for that.
+
+    Raises:
+        OSError: of `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+@contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place when the block ends without an error."""
+    """A temporary folder beside `out` that takes its place when the block ends without an error.
+
+    What was at `out` before is moved away whole, so that no kill leaves a part of it.
+    """
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    former = out.with_name(f".{out.name}.former.partial")
+    for rest in (partial, former):  # of a process that was killed
+        shutil.rmtree(rest, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         for file in partial.rglob("*"):  # safetensors writes for its owner's eyes only
             file.chmod(0o755 if file.is_dir() else 0o644)
         if out.is_dir():
-            shutil.rmtree(out)
+            out.replace(former)
         partial.replace(out)
+        shutil.rmtree(former, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

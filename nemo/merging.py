@@ -46,7 +46,7 @@ def merge(
             and labels (B,) in 0..T_a+T_b-1; some of each module's classes.
 
     Raises:
-        ValueError: see `check_mergeable`; or labels that do not fit.
+        ValueError: see `check_mergeable`; or no batches, or labels that do not fit.
     """
     names = check_mergeable(a, b)
     raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
@@ -70,8 +70,8 @@ def check_mergeable(a: DecomposedModule, b: DecomposedModule) -> list[str]:
     """The names of the merged module's classes.
 
     Raises:
-        ValueError: a class in both, different input sizes, a module that does not name its classes,
-            or only one that says how its images are normalised.
+        ValueError: a class in both, different input sizes or dtypes, a module that does not name
+            its classes, or only one that says how its images are normalised.
     """
     first, second = class_names(a), class_names(b)
     both = sorted(set(first) & set(second))
@@ -82,6 +82,9 @@ def check_mergeable(a: DecomposedModule, b: DecomposedModule) -> list[str]:
         raise ValueError(
             f"the modules take images of {sizes[0]} and {sizes[1]}; accepted: one size"
         )
+    kinds = [str(next(m.parameters()).dtype).removeprefix("torch.") for m in (a, b)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"the modules compute in {kinds[0]} and {kinds[1]}; accepted: one dtype")
     if ("preprocessing" in a.info) != ("preprocessing" in b.info):
         raise ValueError("only one module says how images are normalised; accepted: both or none")
     return [*first, *second]

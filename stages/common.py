@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 from nemo.cli import main
 from nemo.config import ParamsError, load_params
 from nemo.layout import Cell
+from nemo.locks import locked
 
 
 def run(command: str, *options: str) -> NoReturn:
-    """Call one command of `nemo`; the process ends with its exit code."""
-    main([command, *options])
+    """Call one command of `nemo`; the process ends with its exit code.
+
+    It waits for an orphan that does the same, which a killed dvc leaves behind. A training has its
+    own lock, by what decides its result, and takes over what the orphan did.
+    """
+    lock = Path(".checkpoints") / f"{'_'.join([command, *options]).replace('/', '-')}.lock"
+    try:
+        with nullcontext() if command == "train" else locked(lock):
+            main([command, *options])
+    except OSError as error:  # of the lock; the command tells its own
+        sys.exit(f"nemo: {error.filename}: {error.strerror}")
+    except KeyboardInterrupt:  # while waiting
+        sys.exit(130)
     sys.exit(0)
 
 

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import torch
 
-from benchmarks import module_speed
+from benchmarks import kills, module_speed, same_bytes
+from benchmarks.clones import small_params
 from benchmarks.coverage import measure as measure_coverage
 from benchmarks.coverage import write
 from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
+from nemo.config import check_params
 from nemo.data import Prepared, Split
 from tests.test_merging import HOW, cut
 from tests.test_models import SMALL
@@ -53,3 +57,20 @@ def test_the_speed_benchmark_measures_modules_as_cut_and_folded():
         (batch, form) for batch in (1, 4) for form in ("as cut", "folded")
     ]
     assert all(row["flops_ratio"] > 1 and row["share"] > 0 for row in rows)
+
+
+def test_the_kills_benchmark_wants_the_same_lock_and_files_and_no_epoch_twice():
+    usual = kills.Pass("lock", {"runs/a": "1"}, 8, 12, 0, [], {})
+    run = replace(usual, kills=["train", "report"], stages=14, waited=1)
+    row = kills.row("dvc alone", run, usual)
+    assert (row["train"], row["masks"], row["kills"], row["holds"]) == (1, 0, 2, True)
+    for change in ({"lock": "other"}, {"files": {}}, {"epochs": 9}):
+        assert not kills.row("dvc alone", replace(run, **change), usual)["holds"]
+    assert check_params(small_params(), "small").profile == "small"
+
+
+def test_the_same_bytes_benchmark_names_what_differs():
+    one = {"dvc.lock": "1", "runs/a": "2", "runs/b": "3"}
+    page = same_bytes.report(one, {**one, "runs/b": "4"}, "this")
+    assert "| trained cells, masks, modules | 2 | 1 |" in page
+    assert "Different: runs/b" in page

@@ -165,72 +165,10 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("subsets", "message"),
-    [
-        (["3"], "subsets: '3' is one class; accepted: two or more"),
-        (["0+1", "0-1"], "subsets: '0+1' and '0-1' are the same classes"),
-        (["0+cat"], "cat"),
-    ],
-)
-def test_a_bad_subset_is_found_before_anything_is_written(tmp_path, monkeypatch, subsets, message):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**TINY, "subsets": subsets}))
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli, ["prepare", "--dataset", "digits"])
-    assert result.exit_code == 1
-    assert message in result.stderr
-    assert not (tmp_path / "data/digits").exists()
-
-
 def test_no_file_names_a_machine_or_a_time(project):
     root, _ = project
     for file in [*root.glob("runs/**/*.json"), *root.glob("evaluation/**/*.json")]:
         assert str(root) not in file.read_text()
-
-
-CELL = ["--dataset", "digits", "--model", "resnet18"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["prepare", "--dataset", "mnist"], "--dataset: 'mnist' is not in data; accepted: digits"),
-        (["train", "--dataset", "digits", "--model", "vgg17"], "unknown model 'vgg17'; accepted:"),
-        (["train", *CELL], "nemo prepare"),
-        (["train", *CELL, "--params", "nope.yaml"], "nope.yaml: No such file"),
-        (["decompose", *CELL, "--subset", "0+1"], "nemo prepare"),
-        (["report"], "evaluation/digits/resnet18.json"),
-        (["inspect", "nope"], "nope: cannot read"),
-        (["predict", "nope", "a.png"], "nope: cannot read"),
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, arguments, message):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TINY))
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 1
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("nemo: ")
-    assert message in line
-    assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
-
-
-def test_a_missing_cell_names_the_command_that_makes_it(project, monkeypatch):
-    monkeypatch.chdir(project[0])
-    arguments = ["masks", *CELL, "--seed", "5"]
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 1
-    assert "run `nemo train` first" in result.stderr
-
-
-def test_a_missing_gpu_is_named(project, monkeypatch):
-    root, _ = project
-    monkeypatch.chdir(root)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    Path("cuda.yaml").write_text(yaml.safe_dump({**TINY, "device": "cuda:7"}))
-    result = CliRunner().invoke(cli, ["train", *CELL, "--params", "cuda.yaml"])
-    assert result.exit_code == 1
-    assert "device: cuda:7 is not available here; accepted: auto" in result.stderr
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))

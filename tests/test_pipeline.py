@@ -16,7 +16,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SEVEN = {"prepare", "train", "masks", "decompose", "finetune", "evaluate", "report"}
 # Code that moves results without deciding them: the typed edge of params (their values are
 # tracked), files and paths, the device, checkpoints (resuming changes nothing), the MLflow view.
-PLUMBING = {"cli", "config.py", "device.py", "files.py", "layout.py", "tracking"}
+PLUMBING = {"cli", "config.py", "device.py", "files.py", "layout.py", "locks.py", "tracking"}
 PLUMBING |= {
     "__init__.py",
     "training/__init__.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,9 +21,19 @@ class Group(click.Group):
         except (ValueError, OSError, ArithmeticError) as error:
             if ctx.params["traceback"]:
                 raise
-            for line in str(error).splitlines():
+            for line in _text(error).splitlines():
                 click.echo(f"nemo: {line}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("nemo: stopped", err=True)
+            sys.exit(130)
+
+
+def _text(error: Exception) -> str:
+    """What is said of an error; one of the system begins with the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,4 +55,5 @@ def ignore_warnings() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
     ignore_warnings()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as cleanly as by Ctrl-C
     cli.main(args=arguments, prog_name="nemo")

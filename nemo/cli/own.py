@@ -143,6 +143,8 @@ def _prepared(params: Params, work: Path) -> Prepared:
     from nemo.layout import Layout
 
     resolve_device(params.device)
+    if work.exists() and not work.is_dir():
+        raise ValueError(f"--work: {work} is a file; accepted: a folder, or a new one")
     ((name, source),) = params.data.items()
     folder = Layout(work).data(name)
     prepare(name, source, folder, check=lambda names: check_subsets(params, names))

@@ -169,8 +169,10 @@ def evaluate(dataset: str, model: str, params_file: str) -> None:
     params = _checked(params_file, dataset, model)
     data = _data(dataset, params)
     from nemo.evaluation.evaluate import evaluate_model
+    from nemo.training.checkpoint import checkpoints_root, sweep
 
     evaluate_model(params, dataset, model, data, Layout())
+    sweep(checkpoints_root())
     click.echo(f"evaluated {model} on {dataset}: {Layout().evaluation(dataset, model)}")
 
 

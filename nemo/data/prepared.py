@@ -20,7 +20,7 @@ from nemo.data.errors import DataError
 from nemo.data.images import Pixels, RawSplit, RawSplits
 from nemo.data.sources import load_source
 from nemo.data.splits import hold_out
-from nemo.files import new_folder, write_json
+from nemo.files import new_folder, write_json, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,7 +229,8 @@ def _write(out: Path, splits: dict[str, RawSplit], meta: dict[str, Any]) -> None
         arrays[f"{name}.images"] = np.ascontiguousarray(splits[name].images)
         arrays[f"{name}.labels"] = np.ascontiguousarray(splits[name].labels)
     with new_folder(out) as folder:
-        save_file(arrays, folder / ARRAYS)
+        with writing(folder / ARRAYS):
+            save_file(arrays, folder / ARRAYS)
         write_json(folder / META, {**meta, "sha256": _sha256(folder / ARRAYS)})
 
 

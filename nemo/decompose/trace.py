@@ -76,11 +76,15 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             taken for a constant.
 
     Raises:
-        ValueError: the model does not return exactly one tensor.
+        ValueError: torch.export cannot trace the model, or it does not return exactly one tensor.
     """
     batch = ({0: torch.export.Dim.AUTO},)
-    with torch.no_grad():
-        exported = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the model cannot be traced: {reason}") from error
     nested = any(node.op == "get_attr" for node in exported.graph.nodes)  # such as autocast
     if nested or not _functionalise(exported.graph):
         exported = exported.run_decompositions({})

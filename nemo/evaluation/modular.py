@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo.files import new_folder, read_json, write_json
+from nemo.files import new_folder, read_json, write_json, writing
 from nemo.identifier import Modular
 from nemo.masks import (
     ClassMasks,
@@ -48,10 +48,9 @@ def measure_masks(
 
     masks = masks_from_frequency(mask_frequency(remember()), threshold)
     with new_folder(out) as folder:
-        save_file(
-            {layer: mask.contiguous() for layer, mask in masks.items()},
-            folder / "masks.safetensors",
-        )
+        file = folder / "masks.safetensors"
+        with writing(file):
+            save_file({layer: mask.contiguous() for layer, mask in masks.items()}, file)
         metrics = {**_metrics(masks, packed, threshold), "parent_sha256": parent_sha256}
         write_json(folder / "metrics.json", metrics)
 

@@ -14,7 +14,11 @@ from nemo.processes import gathered
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
     of its soft per-sample masks. With several processes, each is given its part of the batches and
-    all of them get the whole."""
+    all of them get the whole.
+
+    Raises:
+        ValueError: no batches.
+    """
     training = model.training
     model.eval()
     logits, labels = [], []
@@ -26,6 +30,8 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
             labels.append(target.cpu())
     finally:
         model.train(training)
+    if not logits:
+        raise ValueError("the loader gave no batches")
     return torch.cat(logits), torch.cat(labels)
 
 

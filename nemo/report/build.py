@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from nemo.config import Params
-from nemo.files import new_folder, write_json
+from nemo.files import new_folder, write_json, writing
 from nemo.report import words
 from nemo.report.layout import MODULAR, TABLES, Table, grid, markdown
 from nemo.report.published import NOTHING, Beside, beside
@@ -55,7 +55,7 @@ def _write_all(results: Results, folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with writing(path), path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from nemo.files import writing
+
 # Okabe and Ito's colours, which the colour-blind tell apart
 COLOURS = {"standard": "#555555", "mwt": "#D55E00", "nemo": "#0072B2"}
 INK = "#222222"
@@ -63,7 +65,8 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
         mpl.rcParams.update(SETTINGS)
         drawing = Figure(figsize=size, layout="constrained")
         yield drawing.subplots(rows, columns, squeeze=False)
-        drawing.savefig(path, format="png", metadata={"Software": None})
+        with writing(path):
+            drawing.savefig(path, format="png", metadata={"Software": None})
 
 
 def spread_labels(wanted: list[float], gap: float) -> list[float]:

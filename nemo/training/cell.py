@@ -18,7 +18,7 @@ from nemo.cost import count_parameters
 from nemo.data import Augment, Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
-from nemo.files import new_folder, read_json, write_csv, write_json
+from nemo.files import new_folder, read_json, write_csv, write_json, writing
 from nemo.identifier import Modular, modularize
 from nemo.layout import Cell
 from nemo.models import build_model, family_of
@@ -109,7 +109,8 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _save_weights(model: nn.Module, file: Path) -> None:
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file)
+    with writing(file):
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file)
 
 
 def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) -> nn.Module:

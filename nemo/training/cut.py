@@ -11,6 +11,7 @@ from nemo.artefact import save
 from nemo.data import parse_subset
 from nemo.decompose import decompose
 from nemo.evaluation.modular import load_class_masks
+from nemo.files import new_folder
 from nemo.identifier import Modular
 from nemo.layout import Cell
 from nemo.masks import retention_rate
@@ -33,20 +34,18 @@ def cut_module(
     parent = weights_sha256(trained)
     chosen = load_class_masks(masks, modular.layers, parent).select(classes)
     module = decompose(modular, chosen)
-    save(
-        module,
-        out,
-        {
-            "cell": cell.name,
-            "class_names": [data["classes"][c] for c in classes],
-            "family": family_of(cell.model, modular.model),
-            "heads": _heads(modular.model, len(data["classes"])),
-            "nrr": round(retention_rate(chosen), 6),
-            "parent_sha256": parent,
-            "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
-            "subset": subset,
-        },
-    )
+    about = {
+        "cell": cell.name,
+        "class_names": [data["classes"][c] for c in classes],
+        "family": family_of(cell.model, modular.model),
+        "heads": _heads(modular.model, len(data["classes"])),
+        "nrr": round(retention_rate(chosen), 6),
+        "parent_sha256": parent,
+        "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
+        "subset": subset,
+    }
+    with new_folder(out) as folder:
+        save(module, folder, about)
 
 
 def _heads(model: nn.Module, num_classes: int) -> list[str]:

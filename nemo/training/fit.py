@@ -26,6 +26,11 @@ from nemo.processes import (
 )
 from nemo.training.checkpoint import Checkpoint
 
+# What to try besides a smaller lr, by the part of the loss that says which method it is.
+REMEDIES = {
+    "contrast": ", a smaller loss.alpha or a larger loss.tau",
+    "cohesion_loss": " or smaller mwt.alpha and mwt.beta",
+}
 Row = dict[str, float]
 TaskFunction = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
@@ -98,7 +103,7 @@ def fit(
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite.
+        NonFiniteLossError: the loss, or a weight at the end of an epoch, became NaN or infinite.
     """
     state = _State(model, plan, device)
     saved = from_first(lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None)
@@ -113,6 +118,7 @@ def fit(
             _decorrelate(batches.seed, epoch)
             lr = state.scheduler.get_last_lr()[0]
             means = _train_epoch(trained, task, batches, state.optimizer, device, amp, epoch)
+            _check_weights(model, epoch)
             state.scheduler.step()
             row: Row = {"epoch": epoch, "lr": float(lr), **means, **validate()}
             state.history.append(row)
@@ -186,10 +192,16 @@ def _decorrelate(seed: int, epoch: int) -> None:
 
 def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
     bad = [name for name, value in parts.items() if not math.isfinite(value.item())]
-    return (
-        f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; "
-        "try a smaller lr, a smaller loss.alpha or a larger loss.tau"
-    )
+    remedy = "".join(text for name, text in REMEDIES.items() if name in parts)
+    return f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; try a smaller lr{remedy}"
+
+
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    """The loss of a step does not see what the last step of an epoch does to the weights."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise NonFiniteLossError(
+            f"epoch {epoch}, after its last step: weights are not finite; try a smaller lr"
+        )
 
 
 def _get_rng(device: torch.device) -> dict[str, Tensor]:

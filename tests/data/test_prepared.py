@@ -140,27 +140,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("counts", "update", "message"),
-    [
-        ({"a": 5, "b": 1}, {}, "class 'b' has too few images to hold some out for testing: 1"),
-        ({"a": 5, "b": 2}, {}, "class 'b' has too few images to hold some out for validation: 1"),
-        ({"a": 5, "b": 5}, {"crop": 8}, "crop: 8 on 8 x 8 images; accepted: 0 to 7"),
-    ],
-)
-def test_what_cannot_be_prepared(
-    make_images: Callable[..., Path],
-    tmp_path: Path,
-    counts: dict[str, int],
-    update: dict[str, int],
-    message: str,
-) -> None:
-    source = DataSource(source=f"folder:{make_images('pets', counts)}").model_copy(update=update)
-    with pytest.raises(DataError, match=message):
-        prepare("pets", source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_someone_elses_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for out in (tmp_path, tmp_path / "thesis.tex"):

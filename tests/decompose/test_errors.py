@@ -21,27 +21,6 @@ def model() -> nn.Module:
     return randomise(build_model("resnet18", 4, 32, CnnShape(width=0.125)))
 
 
-@pytest.mark.parametrize(
-    ("masks", "message"),
-    [
-        ({"conv9": torch.ones(4, dtype=torch.bool)}, "no layer called 'conv9'; the model has: "),
-        ({"FIRST": torch.ones(3, dtype=torch.bool)}, r"must have shape \(8,\), got \(3,\)"),
-        ({"FIRST": torch.ones(8)}, "must be a bool tensor, got torch.float32"),
-        ({"FIRST": [True] * 8}, "must be a bool tensor, got list"),
-    ],
-)
-def test_bad_masks_are_named(model: nn.Module, masks: dict[str, Any], message: str) -> None:
-    first = next(iter(random_masks(model, 0.5)))
-    with pytest.raises(ValueError, match=message):
-        decompose(model, {first if name == "FIRST" else name: m for name, m in masks.items()})
-
-
-@pytest.mark.parametrize("classes", [[], [4], [-1], [1, 1]])
-def test_bad_classes_are_refused(model: nn.Module, classes: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"classes must be distinct, at least one, in 0\.\.3"):
-        decompose(model, {}, classes)
-
-
 def test_unknown_mode_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="mode must be one of exact, compact"):
         decompose(model, {}, mode="fast")

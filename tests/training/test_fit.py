@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from nemo.data import Augment, Batches, Split
-from nemo.training.checkpoint import Checkpoint, open_checkpoint
-from nemo.training.fit import NonFiniteLossError, Plan, fit
+from nemo.training.checkpoint import Checkpoint, open_checkpoint, sweep
+from nemo.training.fit import Plan, fit
 from nemo.training.tasks import Task, cross_entropy
 
 CPU = torch.device("cpu")
@@ -93,15 +93,6 @@ def test_training_learns_and_follows_the_cosine():
     assert rates[4] == pytest.approx(0.025)
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_try():
-    def task(network, images, labels):
-        loss = network(images).sum()
-        return {"loss": loss / 0, "task": loss}
-
-    with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1: loss is not finite; try a sm"):
-        train(model(), task=task)
-
-
 def test_bfloat16_autocast_trains_on_the_cpu():
     history = train(model(), amp=True)
     assert history[-1]["loss"] < history[0]["loss"]
@@ -126,19 +117,41 @@ def _killed_after_saving(root):
 
 
 def hold(root, started):
-    with open_checkpoint({"a": 1}, root):
+    with open_checkpoint({"a": 1}, root) as checkpoint:
         started.set()
         time.sleep(1.0)
+        checkpoint.save({"epoch": 3})
 
 
-def test_a_second_trainer_of_the_same_cell_waits(tmp_path):
+def test_a_second_trainer_of_the_same_cell_waits_and_takes_over_the_finished_training(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DVC_STAGE", "train")
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     process = context.Process(target=hold, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
-    begin = time.monotonic()
-    with open_checkpoint({"a": 1}, tmp_path):
-        waited = time.monotonic() - begin
+    with open_checkpoint({"a": 1}, tmp_path) as checkpoint:
+        assert checkpoint.load(CPU) == {"epoch": 3}
     process.join()
-    assert waited > 0.5
+    assert [p.name for p in checkpoint.folder.iterdir() if p.name == "finished"]
+    with open_checkpoint({"a": 2}, tmp_path) as other:
+        assert not checkpoint.folder.exists(), "DVC has recorded it by the time another one begins"
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not other.folder.exists()
+
+
+def test_a_sweep_leaves_what_is_in_use_or_unfinished(tmp_path, monkeypatch):
+    with pytest.raises(KilledError):
+        _killed_after_saving(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    (tmp_path / "of-a-killed-process.lock").touch()
+    with open_checkpoint({"a": 2}, tmp_path) as used:
+        sweep(tmp_path)
+        assert used.folder.exists()
+    assert len(list(tmp_path.glob("*/key.json"))) == 2
+    sweep(tmp_path)
+    (unfinished,) = tmp_path.iterdir()
+    assert (unfinished / "last.pt").exists()
