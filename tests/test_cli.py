@@ -159,9 +159,9 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     arguments = ["train", "--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     cut = CliRunner().invoke(cli, ["decompose", *arguments[1:], "--subset", "0+1"])
-    assert "class masks of other weights; run `nemo masks` again" in cut.stderr
+    assert "class masks of other weights; run `nemo masks` again" in cut.output
     measured = CliRunner().invoke(cli, ["evaluate", *arguments[1:5]])
-    assert "a module of other weights; run `nemo decompose` again" in measured.stderr
+    assert "a module of other weights; run `nemo decompose` again" in measured.output
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
@@ -178,7 +178,7 @@ def test_a_bad_subset_is_found_before_anything_is_written(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli, ["prepare", "--dataset", "digits"])
     assert result.exit_code == 1
-    assert message in result.stderr
+    assert message in result.output
     assert not (tmp_path / "data/digits").exists()
 
 
@@ -209,7 +209,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, argumen
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 1
-    (line,) = result.stderr.splitlines()
+    (line,) = result.output.splitlines()
     assert line.startswith("nemo: ")
     assert message in line
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
@@ -220,7 +220,7 @@ def test_a_missing_cell_names_the_command_that_makes_it(project, monkeypatch):
     arguments = ["masks", *CELL, "--seed", "5"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 1
-    assert "run `nemo train` first" in result.stderr
+    assert "run `nemo train` first" in result.output
 
 
 def test_a_missing_gpu_is_named(project, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_missing_gpu_is_named(project, monkeypatch):
     Path("cuda.yaml").write_text(yaml.safe_dump({**TINY, "device": "cuda:7"}))
     result = CliRunner().invoke(cli, ["train", *CELL, "--params", "cuda.yaml"])
     assert result.exit_code == 1
-    assert "device: cuda:7 is not available here; accepted: auto" in result.stderr
+    assert "device: cuda:7 is not available here; accepted: auto" in result.output
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
