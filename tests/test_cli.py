@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
+from nemo.cli import stages
 from nemo.cli.main import cli
 from nemo.config import Params
 from nemo.data import Batches, load
+from nemo.data.stored import StoredImages
 from tests.test_config import DEFAULT
 from tests.test_pipeline import STAGES
 
@@ -221,6 +224,14 @@ def test_a_missing_cell_names_the_command_that_makes_it(project, monkeypatch):
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 1
     assert "run `nemo train` first" in result.output
+
+
+def test_data_above_the_cap_in_params_stays_in_its_file(project, monkeypatch):
+    monkeypatch.chdir(project[0])
+    for memory, kind in ((None, torch.Tensor), (1.0, torch.Tensor), (1e-6, StoredImages)):
+        source = {**TINY["data"]["digits"], "memory": memory}
+        params = Params.model_validate({**TINY, "data": {"digits": source}})
+        assert isinstance(stages._data("digits", params).splits["train"].images, kind)
 
 
 def test_a_missing_gpu_is_named(project, monkeypatch):

@@ -177,7 +177,7 @@ def _data(dataset: str, params: Params) -> Prepared:
     from nemo.data import load
     from nemo.device import resolve_device
 
-    data = load(Layout().data(dataset))
+    data = load(Layout().data(dataset), params.data[dataset].memory)
     check_subsets(params, list(data.classes))
     resolve_device(params.device)
     return data
