@@ -1,15 +1,19 @@
 # Needs git, make and Python 3.11 or newer; sets up .venv by itself.
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint mlflow
+.PHONY: help repro test test-lowest lint lock mlflow
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
+ALL := '.[baselines,dev,onnx,pipeline,report]'
+# what `make test-lowest` tests the oldest accepted versions of, and where it puts them
+OLD := click|pandas|pydantic
+OLDEST := build/lowest
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 repro: $(READY) ## run the pipeline of params.yaml and print its tables
 	dvc repro
@@ -17,6 +21,16 @@ repro: $(READY) ## run the pipeline of params.yaml and print its tables
 
 test: $(READY) ## run the tests
 	OMP_NUM_THREADS=1 python -m pytest -n 2
+
+test-lowest: $(READY) ## test params, commands and reports with the oldest click, pandas and pydantic
+	mkdir -p build
+	grep -ohE '"($(OLD))>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' | tee $(OLDEST).txt
+	grep -vE '^($(OLD)|numpy)' constraints.txt >$(OLDEST)-others.txt
+	rm -rf $(OLDEST)
+	python -m pip install -q --no-warn-conflicts --target $(OLDEST) -c $(OLDEST)-others.txt \
+	  -r $(OLDEST).txt 'numpy<2' # which pandas 2.1 was built for
+	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 python -m pytest -n 2 tests/test_config.py \
+	  tests/test_cli.py tests/test_readme.py tests/report tests/data tests/test_tracking.py
 
 lint: $(READY) ## check style and types
 	ruff check
@@ -31,8 +45,14 @@ mlflow: $(READY) ## publish the results to MLflow and open its UI on port 5000
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; \
 	esac
 
-$(READY): pyproject.toml
+lock: $(READY) ## renew constraints.txt: the newest versions that pyproject.toml allows
+	python -m pip install -q --upgrade --upgrade-strategy eager -e $(ALL)
+	(head -n 1 constraints.txt; python -m pip freeze --exclude-editable --exclude setuptools | \
+	  sed 's/+.*//' | grep -vE '^(cuda|nvidia|triton)\b') >.constraints.partial
+	mv .constraints.partial constraints.txt
+
+$(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 1; }
 	test -d .venv || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -e '.[baselines,dev,onnx,pipeline,report]'
+	.venv/bin/python -m pip install -q -c constraints.txt -e $(ALL)
 	touch $@

@@ -84,6 +84,7 @@ class DataSource(Strict):
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     flip: bool = False
     crop: Annotated[int, Field(ge=0, strict=True)] = 0
+    memory: Positive | None = None  # GB; more than that stays in its file and is read by the batch
 
     @field_validator("source")
     @classmethod

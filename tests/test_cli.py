@@ -6,15 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
+from nemo.cli import stages
 from nemo.cli.main import cli
 from nemo.config import Params
 from nemo.data import Batches, load
+from nemo.data.stored import StoredImages
 from tests.test_config import DEFAULT
 from tests.test_pipeline import STAGES
 
@@ -159,9 +162,9 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     arguments = ["train", "--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     cut = CliRunner().invoke(cli, ["decompose", *arguments[1:], "--subset", "0+1"])
-    assert "class masks of other weights; run `nemo masks` again" in cut.stderr
+    assert "class masks of other weights; run `nemo masks` again" in cut.output
     measured = CliRunner().invoke(cli, ["evaluate", *arguments[1:5]])
-    assert "a module of other weights; run `nemo decompose` again" in measured.stderr
+    assert "a module of other weights; run `nemo decompose` again" in measured.output
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
@@ -169,6 +172,14 @@ def test_no_file_names_a_machine_or_a_time(project):
     root, _ = project
     for file in [*root.glob("runs/**/*.json"), *root.glob("evaluation/**/*.json")]:
         assert str(root) not in file.read_text()
+
+
+def test_data_above_the_cap_in_params_stays_in_its_file(project, monkeypatch):
+    monkeypatch.chdir(project[0])
+    for memory, kind in ((None, torch.Tensor), (1.0, torch.Tensor), (1e-6, StoredImages)):
+        source = {**TINY["data"]["digits"], "memory": memory}
+        params = Params.model_validate({**TINY, "data": {"digits": source}})
+        assert isinstance(stages._data("digits", params).splits["train"].images, kind)
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))

@@ -2,8 +2,15 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nemo
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_decompose_stays_a_function_whatever_is_imported():
@@ -24,3 +31,13 @@ def test_reading_params_and_results_needs_no_torch_and_training_no_pandas():
         "assert 'torch' not in sys.modules; import nemo.training.cell, nemo.training.finetune"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_locked_versions_are_plain_and_within_the_ranges():
+    _, *lines = (ROOT / "constraints.txt").read_text().splitlines()
+    locked = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}
+    assert all(set(version) <= set("0123456789.abrcpost") for version in locked.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for group in project["optional-dependencies"].values() for line in group]
+    for wanted in map(Requirement, [*project["dependencies"], *extras]):
+        assert wanted.specifier.contains(locked[canonicalize_name(wanted.name)]), wanted

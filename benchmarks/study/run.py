@@ -91,7 +91,7 @@ def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
         for key, value in (section or ())
     }
     shape = params.architecture.of(cell.model).model_dump()
-    recipe = params.train.model_dump()
+    recipe = params.train.model_dump(exclude={"processes"})
     key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop]
     shared = WORK / "trained" / digest(key)
     if not (shared / "train").exists():

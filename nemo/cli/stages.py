@@ -208,7 +208,7 @@ def _data(dataset: str, params: Params) -> Prepared:
     from nemo.data import load
 
     _classes(dataset, params)
-    return load(Layout().data(dataset))
+    return load(Layout().data(dataset), params.data[dataset].memory)
 
 
 def check_subsets(params: Params, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Batches out of memory: vectorised normalisation, crop and flip (method.md section 4).
+"""Batches out of memory or a file: vectorised normalisation, crop and flip (method.md section 4).
 
 Order and augmentation are a pure function of (seed, epoch), so that a resumed training sees what an
 uninterrupted one would have seen. Shapes: N images in the split, B in a batch, H x W pixels.
@@ -40,7 +40,8 @@ class _Plan:
 class Batches:
     """Iterates over (images (B, 3, H, W) float32 normalised, labels (B,) int64) on `device`.
 
-    The split moves to `device` once, as uint8, and is augmented there. `set_epoch` chooses the
+    The split moves to `device` once, as uint8, and is augmented there; images that were left in
+    their file (`StoredImages`) come batch by batch, and are the same. `set_epoch` chooses the
     epoch; without it every pass is the same. The last batch may be shorter; when
     shuffling (training), a last batch of a single image joins the one before it, because BatchNorm
     and the pairwise losses need two. So does one of fewer images than `part` counts.

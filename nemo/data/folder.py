@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo.data.errors import DataError
-from nemo.data.images import ImageFile, RawSplit, RawSplits, decode
+from nemo.data.images import ImageFile, ImageFiles, RawSplit, RawSplits
 from nemo.data.tree import Tree, scan_folder, scan_tar
 
 SPLIT_NAMES = {
@@ -37,12 +37,14 @@ LAYOUTS = "train/CLASS/image and test/CLASS/image, CLASS/image, or a .tar of eit
 
 
 def load_folder(path: Path, size: int | None) -> RawSplits:
-    """Decode the image folder or .tar at `path`; class names are sorted.
+    """Find the images of the folder or .tar at `path`; class names are sorted.
+
+    They are decoded when they are needed (`ImageFiles`); then they must be readable, and of one
+    size where `size` is None.
 
     Raises:
-        DataError: there is nothing at `path`, it is laid out in none of the ways above, or an image
-            or .tar cannot be read; a class is empty or not in every split; images differ in size
-            and `size` is None.
+        DataError: there is nothing at `path`, it is laid out in none of the ways above, or a .tar
+            cannot be read; a class is empty or not in every split.
     """
     try:
         splits = {name: _classes(path, name, tree) for name, tree in _splits(path).items()}
@@ -50,15 +52,15 @@ def load_folder(path: Path, size: int | None) -> RawSplits:
         if len(names) < 2:
             raise DataError(f"{path}: only one class folder ({names[0]}); accepted: 2 or more")
         _same_classes(path, splits)
-        files = [f for classes in splits.values() for images in classes.values() for f in images]
-        pixels = decode(files, size)
+        files = [f for classes in splits.values() for found in classes.values() for f in found]
+        images = ImageFiles(files, size, files[0])
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
     raw, start = {}, 0
     for split, classes in splits.items():
-        counts = [len(images) for images in classes.values()]
+        counts = [len(found) for found in classes.values()]
         labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        raw[split] = RawSplit(pixels[start : start + len(labels)], labels)
+        raw[split] = RawSplit(images[start : start + len(labels)], labels)
         start += len(labels)
     return RawSplits(path.resolve().name.removesuffix(".tar"), names, raw)
 

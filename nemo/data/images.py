@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ DEEP_MODES = ("I", "F")  # Pillow's prefixes of modes with more than 8 bits a ch
 class RawSplit:
     """One split as its source has it: images (N, 3, H, W) uint8, labels (N,) int64."""
 
-    images: Pixels
+    images: Pixels | ImageFiles
     labels: Labels
 
 
@@ -61,14 +63,62 @@ class ImageFile:
             return file.read(self.size)
 
 
-def decode(files: Sequence[ImageFile], size: int | None) -> Pixels:
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images (N, 3, H, W) in their files, decoded when needed and fitted to `size` if given."""
+
+    files: Sequence[ImageFile]
+    size: int | None
+    like: ImageFile  # the image whose size all others must have
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: slice | Labels) -> ImageFiles:
+        return replace(self, files=[self.files[row] for row in np.arange(len(self))[rows]])
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int, int]:
+        with _named_when_unreadable(self.like):
+            height, width, channels = _decode(self.like, self.size).shape
+        return (len(self), channels, height, width)
+
+    def decode(self) -> Pixels:
+        """
+        Raises:
+            DataError: a file cannot be read or decoded, or differs in size from `like`.
+        """
+        with _named_when_unreadable(self.like):
+            return decode(self.files, self.size, self.like)
+
+
+def chunks(images: Pixels | ImageFiles, count: int) -> Iterator[Pixels]:
+    """The images in their order, `count` at a time, contiguous."""
+    for start in range(0, len(images), count):
+        part = images[start : start + count]
+        yield part.decode() if isinstance(part, ImageFiles) else np.ascontiguousarray(part)
+
+
+@contextmanager
+def _named_when_unreadable(file: ImageFile) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or file}: {error.strerror or error}") from None
+
+
+def decode(files: Sequence[ImageFile], size: int | None, like: ImageFile | None = None) -> Pixels:
     """Decode to (N, 3, H, W), in order, each fitted to `size` if it is given.
 
+    Args:
+        like: the image whose size all must have; by default the first one.
+
     Raises:
-        DataError: an image cannot be decoded, or differs in size from the first one.
+        DataError: an image cannot be decoded, or differs in size.
         OSError: a file cannot be read.
     """
-    first = _decode(files[0], size)
+    like = like or files[0]
+    first = _decode(like, size)
     pixels = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
 
     def place(index: int) -> tuple[int, ...]:
@@ -82,7 +132,7 @@ def decode(files: Sequence[ImageFile], size: int | None) -> Pixels:
             if shape != first.shape:
                 sizes = [f"{s[1]} x {s[0]}" for s in (first.shape, shape)]
                 raise DataError(
-                    f"images differ in size: {files[0]} is {sizes[0]}, {file} is {sizes[1]}; "
+                    f"images differ in size: {like} is {sizes[0]}, {file} is {sizes[1]}; "
                     "set the data set's size to resize them"
                 )
     return pixels

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo.data.errors import DataError
-from nemo.data.images import Pixels, RawSplit, RawSplits
+from nemo.data.images import Labels, RawSplit, RawSplits
 from nemo.data.sources import load_source
 from nemo.data.splits import hold_out
+from nemo.data.stored import StoredImages, stored_images, write_arrays
 from nemo.files import new_folder, write_json, writing
 
 if TYPE_CHECKING:
@@ -37,18 +38,25 @@ META_KEYS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, H, W) uint8 and labels (N,) int64, 0..C-1."""
+    """Images (N, 3, H, W) uint8, in memory or left in their file, and labels (N,) int64, 0..C-1."""
 
-    images: Tensor
+    images: Tensor | StoredImages
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: Tensor, labels: Tensor) -> Split:
+        """Those images alone, with `labels` in the place of theirs."""
+        images = self.images
+        return Split(
+            images.take(rows) if isinstance(images, StoredImages) else images[rows], labels
+        )
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set in memory; `mean` and `std` of the training images, on a 0..1 scale."""
+    """A prepared data set; `mean` and `std` of the training images, on a 0..1 scale."""
 
     name: str
     title: str
@@ -80,7 +88,7 @@ class Prepared:
         for name, split in self.splits.items():
             labels = relabel[split.labels]
             keep = labels >= 0
-            splits[name] = Split(split.images[keep], labels[keep])
+            splits[name] = split.take(keep, labels[keep])
         return replace(self, classes=tuple(self.classes[c] for c in chosen), splits=splits)
 
 
@@ -117,14 +125,11 @@ def prepare(
             f"data.{name}.crop: {source.crop} on {height} x {width} images; "
             f"accepted: 0 to {height - 1}"
         )
-    mean, std = _statistics(splits["train"].images)
     meta = {
         "name": name,
         "title": source.title or raw.title,
         "classes": raw.classes,
         "size": [height, width],
-        "mean": mean,
-        "std": std,
         "counts": {split: len(splits[split].labels) for split in SPLITS},
         "flip": source.flip,
         "crop": source.crop,
@@ -132,8 +137,12 @@ def prepare(
     _write(out, splits, meta)
 
 
-def load(folder: str | Path) -> Prepared:
+def load(folder: str | Path, memory: float | None = None) -> Prepared:
     """Load a prepared folder.
+
+    Args:
+        memory: GB (1e9 bytes). The images of a larger file stay in it and are read by the batch,
+            which is slower, and gives the same.
 
     Raises:
         DataError: `folder` is missing, is not a prepared folder, or was changed after `prepare`.
@@ -145,7 +154,9 @@ def load(folder: str | Path) -> Prepared:
     try:
         if _sha256(path) != meta["sha256"]:
             raise DataError(f"{path}: not the arrays that {META} describes; run `nemo prepare`")
-        arrays = load_file(path)
+        arrays: dict[str, Any] = load_file(path)  # maps the file, without reading it
+        if memory is not None and path.stat().st_size > memory * 1e9:
+            arrays |= {f"{s}.images": stored_images(path, f"{s}.images") for s in SPLITS}
         splits = {s: Split(arrays[f"{s}.images"], arrays[f"{s}.labels"]) for s in SPLITS}
     except (OSError, KeyError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run `nemo prepare`") from None
@@ -197,16 +208,14 @@ def _with_held_out(raw: RawSplits, source: DataSource) -> dict[str, RawSplit]:
     return splits
 
 
-def _statistics(images: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of (N, 3, H, W), on a 0..1 scale.
+def _statistics(counts: Labels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on a 0..1 scale, from counts (3, 256) of values.
 
-    From exact counts of the 256 values, so that no order of summation shows in the result. A
-    channel without any variation gets std 1, so that normalising it is harmless.
+    The counts are exact, so that no order of summation shows in the result. A channel without any
+    variation gets std 1, so that normalising it is harmless.
     """
     means, stds, values = [], [], np.arange(256) / 255
-    for channel in range(images.shape[1]):
-        counts = np.bincount(images[:, channel].ravel(), minlength=256)
-        share = counts / counts.sum()
+    for share in counts / counts.sum(1, keepdims=True):
         mean = float(share @ values)
         std = float(np.sqrt(share @ (values - mean) ** 2))
         means.append(round(mean, 6))
@@ -222,16 +231,11 @@ def _check_replaceable(out: Path) -> None:
 
 def _write(out: Path, splits: dict[str, RawSplit], meta: dict[str, Any]) -> None:
     """Write the two files, both or neither."""
-    from safetensors.numpy import save_file
-
-    arrays = {}
-    for name in SPLITS:
-        arrays[f"{name}.images"] = np.ascontiguousarray(splits[name].images)
-        arrays[f"{name}.labels"] = np.ascontiguousarray(splits[name].labels)
     with new_folder(out) as folder:
         with writing(folder / ARRAYS):
-            save_file(arrays, folder / ARRAYS)
-        write_json(folder / META, {**meta, "sha256": _sha256(folder / ARRAYS)})
+            mean, std = _statistics(write_arrays(folder / ARRAYS, splits))
+        about = {"mean": mean, "std": std, "sha256": _sha256(folder / ARRAYS)}
+        write_json(folder / META, {**meta, **about})
 
 
 def _sha256(path: Path) -> str:

@@ -1,88 +1,121 @@
-"""Curves while training: no store, however broken, may stop or noticeably slow a training."""
+"""Curves while training: no store, however broken, may stop or noticeably slow a training.
+
+A thread of its own writes to the store, because MLflow waits for minutes where a server answers
+drop by drop or another process locks the database. Training waits for it once, at its end, and not
+for long.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
 
 from nemo.config import Params
 from nemo.layout import Cell
-from nemo.tracking.records import cell_record
-from nemo.tracking.store import Store, log_points, one_line, patiently, points
+from nemo.tracking.records import Record, cell_record
+from nemo.tracking.store import (
+    Point,
+    Store,
+    import_client,
+    log_points,
+    one_line,
+    patiently,
+    points,
+)
 
-FLUSH_SECONDS = 2.0  # a write costs 0.1 s, which must not slow epochs of half a second
+FLUSH_SECONDS = 2.0  # a write costs 0.1 s, too much for epochs of half a second
+PATIENCE = 8.0  # seconds that MLflow may cost a training in all: its import, and the last writes
+OnEpoch = Callable[[int, dict[str, float]], None]
 _log = logging.getLogger(__name__)
 
 
 class RunLogger:
-    """Logs a training's epochs; once the store fails it warns a single time and stays silent."""
+    """Writes a training's epochs to the store from a thread; warns once where that fails."""
 
-    def __init__(self, client: Any = None, run_id: str = "") -> None:
-        self._client = client
-        self._run_id = run_id
-        self._pending: list[tuple[str, float, int]] = []
-        self._flushed = 0.0
-
-    def __call__(self, epoch: int, metrics: dict[str, float]) -> None:
-        self.log_epoch(epoch, metrics)
+    def __init__(self, root: Path, record: Record, patience: float) -> None:
+        self._root, self._record, self._patience = root, record, max(patience, 0)
+        self._queue: SimpleQueue[list[Point] | str] = SimpleQueue()  # points, at last a status
+        self._warned = False
+        self._writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
+        self._writer.start()
 
     def log_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Log the epoch's row of history.csv, at most one write in two seconds."""
-        if self._client is None:
-            return
-        self._pending += points([{**metrics, "epoch": epoch}])
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._try(self._flush)
+        """Log the epoch's row of history.csv, in at most one write in two seconds."""
+        self._queue.put(points([{**metrics, "epoch": epoch}]))
 
     def finish(self, status: str) -> None:
-        """Write what is pending and close the run."""
-        if self._client is not None:
-            self._try(self._flush)
-        if self._client is not None:
-            self._try(lambda: self._client.set_terminated(self._run_id, status))
+        """Close the run; one whose store does not take it in time stays open, for `publish`."""
+        self._queue.put(status)
+        self._writer.join(self._patience)
+        if self._writer.is_alive():
+            self._warn("the store is too slow")
 
-    def _flush(self) -> None:
-        pending, self._pending = self._pending, []
-        log_points(self._client, self._run_id, pending)
-        self._flushed = time.monotonic()
-
-    def _try(self, action: Callable[[], None]) -> None:
+    def _write(self) -> None:
         try:
-            patiently(action)
+            store = Store.connect(self._root)
+            run_id = patiently(lambda: store.reopen_or_create(self._record))
+            status = None
+            while status is None:
+                pending, status = self._collect()
+                patiently(partial(log_points, store.client, run_id, pending))
+            patiently(lambda: store.client.set_terminated(run_id, status))
         except Exception as error:  # whatever a store or its client raises: training goes on
-            self._client = None
-            _log.warning("MLflow: %s; training goes on without it", one_line(error))
+            self._warn(one_line(error))
+
+    def _collect(self) -> tuple[list[Point], str | None]:
+        """The points of the next two seconds, and the status where training ends in them."""
+        pending: list[Point] = []
+        until = time.monotonic() + FLUSH_SECONDS
+        while (left := until - time.monotonic()) > 0:
+            try:
+                item = self._queue.get(timeout=left)
+            except Empty:
+                break
+            if isinstance(item, str):
+                return pending, item
+            pending += item
+        return pending, None
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning("MLflow: %s; training goes on without it", reason)
 
 
 @contextmanager
 def training_run(
     params: Params, cell: Cell, *, enabled: bool = True, root: Path = Path()
-) -> Iterator[RunLogger]:
+) -> Iterator[OnEpoch]:
     """The MLflow run of a training. Neither entering, logging nor leaving ever raises.
 
     A run that an interrupted training of the same params left open is continued.
     """
-    logger = _open(params, cell, root) if enabled else RunLogger()
+    logger = _open(params, cell, root) if enabled else None
+    if logger is None:
+        yield lambda epoch, metrics: None
+        return
     try:
-        yield logger
+        yield logger.log_epoch
     except BaseException:
         logger.finish("FAILED")
         raise
     logger.finish("FINISHED")
 
 
-def _open(params: Params, cell: Cell, root: Path) -> RunLogger:
+def _open(params: Params, cell: Cell, root: Path) -> RunLogger | None:
+    start = time.monotonic()
     try:
-        store = Store.connect(root)
+        import_client()  # here, as two threads must not import parts of one library at once
         record = cell_record(params, cell, root)
-        run_id = patiently(lambda: store.reopen_or_create(record))
-        return RunLogger(store.client, run_id)
+        return RunLogger(root, record, PATIENCE - (time.monotonic() - start))
     except ImportError:
         _log.warning("MLflow is not installed: curves are in history.csv only")
-    except Exception as error:  # whatever a store or its client raises: training goes on
+    except Exception as error:  # whatever MLflow raises when imported: training goes on
         _log.warning("MLflow: %s; training goes on without it", one_line(error))
-    return RunLogger()
+    return None

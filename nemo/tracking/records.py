@@ -72,7 +72,7 @@ def _settings(params: Params, cell: Cell) -> dict[str, Any]:
     family = _family(cell.model)
     settings: dict[str, Any] = asdict(cell)
     groups: dict[str, BaseModel] = {
-        "data": params.data[cell.dataset],
+        "data": params.data[cell.dataset].model_copy(update={"memory": None}),  # decides nothing
         "architecture": params.architecture.of(cell.model),
         "train": params.train,
     }

@@ -46,22 +46,22 @@ class Store:
     @classmethod
     def connect(cls, root: Path) -> Store:
         """Open MLFLOW_TRACKING_URI, or mlflow.db at the project root, and its experiment."""
-        for name, value in DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        for noisy in ("alembic", "mlflow.store"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        from mlflow import MlflowClient  # costs seconds, and reads the settings above
-
+        client_of = import_client()
         home = Path(os.environ.get("DVC_ROOT", root)).resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.as_posix()}/mlflow.db"
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "nemo"
         local = uri.startswith("sqlite:")
         with _one_at_a_time(home / "mlflow.db.lock", local):
-            client = MlflowClient(tracking_uri=uri)
+            client = client_of(tracking_uri=uri)
             found = client.get_experiment_by_name(name)
             if found is None:
                 place = (home / "mlartifacts").as_uri() if local else None
-                return cls(client, client.create_experiment(name, place), uri)
+                try:
+                    return cls(client, client.create_experiment(name, place), uri)
+                except Exception:  # on a server, another stage may have been a little faster
+                    found = client.get_experiment_by_name(name)
+                    if found is None:
+                        raise
         return cls(client, found.experiment_id, uri)
 
     def _runs(self, key: str) -> list[Any]:
@@ -113,7 +113,8 @@ class Store:
             self.client.set_tag(run, SUPERSEDED, "true")
 
     def _complete(self, record: Record, results: str, candidates: list[Any]) -> str:
-        run_id, missing = "", points(record.curves)
+        final = [(name, value, 0) for name, value in record.metrics.items()]
+        run_id, missing = "", points(record.curves) + final
         for run in candidates:
             rest = self._missing(run.info.run_id, missing)
             if rest is not None:
@@ -121,11 +122,11 @@ class Store:
                 break
         run_id = run_id or patiently(lambda: self._create(record))
         self._log_files(run_id, record)
-        final = [(name, value, 0) for name, value in record.metrics.items()]
+        patiently(lambda: _log(self.client, run_id, [], record.params, {}))
         patiently(lambda: log_points(self.client, run_id, missing))
-        tags = {**record.tags, RESULTS: results}  # last: a run with this tag is complete
-        patiently(lambda: _log(self.client, run_id, final, record.params, tags))
         patiently(lambda: self.client.set_terminated(run_id, "FINISHED"))
+        tags = {**record.tags, RESULTS: results}  # last: a run with this tag is complete
+        patiently(lambda: _log(self.client, run_id, [], {}, tags))
         self.added += 1
         return run_id
 
@@ -153,6 +154,17 @@ class Store:
             path = Path(folder) / "evaluation.json"
             write_json(path, record.content)
             self.client.log_artifact(run_id, str(path))
+
+
+def import_client() -> Any:
+    """MLflow's client class; the import costs seconds, and reads the settings made here."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    for noisy in ("alembic", "mlflow.store"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient
 
 
 def points(rows: History) -> list[Point]:

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo.data import DataError
-from nemo.data.folder import load_folder
-from nemo.data.images import RawSplits
+from nemo.data import DataError, folder
+from nemo.data.images import RawSplit, RawSplits
 
 BOTH = {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2}
+
+
+def load_folder(path: Path, size: int | None) -> RawSplits:
+    """With every image decoded, as `prepare` does it."""
+    raw = folder.load_folder(path, size)
+    splits = {n: RawSplit(split.images.decode(), split.labels) for n, split in raw.splits.items()}
+    return RawSplits(raw.title, raw.classes, splits)
 
 
 def same(one: RawSplits, other: RawSplits) -> bool:

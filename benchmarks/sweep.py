@@ -1,0 +1,166 @@
+"""A sweep of tau in DVC's queue, by two workers: nothing clashes, and each runs its own code.
+
+    python -m benchmarks.sweep
+
+In a temporary project with a tiny training, `dvc exp run --queue` takes four values of tau and two
+workers compute them, each in a copy of its own, from nothing: so both train the standard cell, and
+wait for one another where they would share a checkpoint. It fails unless all four succeed with
+results that differ, with the project's code rather than an installed one, with one complete curve
+each in the MLflow store that they share, and with no checkpoint left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TAUS = (0.1, 0.2, 0.3, 0.5)
+EPOCHS = 3
+# Appended to the project's nemo, and not committed: each process says which nemo it runs.
+TRACE = """
+import os as _os
+with open(_os.environ["NEMO_TRACE"], "a") as _file:
+    _file.write(f"{__file__}\\n")
+"""
+
+
+def make_project(root: Path) -> None:
+    """The pipeline in a repository of its own, with a training of seconds."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for name in ("nemo", "stages"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params |= {"models": ["resnet18"], "methods": ["standard", "nemo"], "subsets": ["0+1"]}
+    params["architecture"] = {"resnet18": {"width": 0.0625}}
+    params["train"]["epochs"] = EPOCHS
+    params["finetune"]["epochs"] = 1
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    for command in ("init -q", "add -A", "commit -q -m start"):
+        identity = ["-c", "user.name=sweep", "-c", "user.email=sweep@localhost"]
+        subprocess.run(["git", *identity, *command.split()], cwd=root, check=True)
+    with (root / "nemo/__init__.py").open("a") as file:
+        file.write(TRACE)
+
+
+class Project:
+    """Runs DVC in `root` as someone would for whom another checkout of nemo is installed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trace = root.parent / "trace"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "NEMO_TRACE": str(self.trace),
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
+            self.environment.pop(name, None)
+
+    def dvc(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"dvc {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def sweep(self, limit: float) -> None:
+        """Queue the values of tau, and let two workers compute them."""
+        self.dvc("exp", "run", "--queue", "-S", f"loss.tau={','.join(map(str, TAUS))}")
+        until = time.monotonic() + limit
+        self.dvc("queue", "start", "-j", "2")
+        while re.search("Queued|Running", status := self.dvc("queue", "status")):
+            if time.monotonic() > until:
+                self.dvc("queue", "stop", "--kill")
+                sys.exit(f"not done after {limit:.0f} s:\n{status}")
+            time.sleep(3)
+        print(status)
+        for name in re.findall(r"(\S+)\s+\S+\s+\S*\s*Failed", status):
+            print(self.dvc("queue", "logs", name))
+
+    def results(self) -> dict[float, dict[str, Any]]:
+        """tau to the metrics of its experiment."""
+        found = {}
+        for baseline in json.loads(self.dvc("exp", "show", "--json")):
+            for experiment in baseline["experiments"] or ():
+                data = experiment["revs"][0]["data"]
+                tau = data["params"]["params.yaml"]["data"]["loss"]["tau"]
+                found[tau] = next(iter(data["metrics"].values()))["data"]
+        return found
+
+
+def check(project: Project) -> list[str]:
+    """What is wrong; nothing, if all is well."""
+    wrong = []
+    results = project.results()
+    for tau, metrics in results.items():
+        print(f"tau {tau}: {json.dumps(metrics)}")
+    if sorted(results) != sorted(TAUS):
+        wrong.append(f"experiments that succeeded: {sorted(results)}, queued: {sorted(TAUS)}")
+    if len({json.dumps(metrics) for metrics in results.values()}) < len(TAUS):
+        wrong.append("two values of tau have the same results")
+    copies = project.root / ".dvc/tmp/exps"
+    ran = {Path(line) for line in project.trace.read_text().splitlines()}
+    print(f"{len(ran)} copies of nemo ran")
+    if foreign := sorted(str(file) for file in ran if copies not in file.parents):
+        wrong.append(f"code from elsewhere ran: {foreign}")
+    if len(ran) < 2:
+        wrong.append("only one copy of the project was at work")
+    curves = curves_of(project.root)
+    print(f"epochs in MLflow by tau: {curves}")
+    if curves != {str(tau): [*range(1, EPOCHS + 1)] for tau in TAUS}:
+        wrong.append("curves are missing from MLflow, or are there twice")
+    if left := [path.name for path in (project.root / ".checkpoints").iterdir() if path.is_dir()]:
+        wrong.append(f"checkpoints are left: {left}")
+    return wrong
+
+
+def curves_of(root: Path) -> dict[str, list[int]]:
+    """tau to the epochs that its training logged to the project's store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name("nemo").experiment_id
+    runs = client.search_runs([experiment], "tags.role = 'cell' and tags.method = 'nemo'")
+    return {
+        run.data.params["loss.tau"]: sorted(
+            metric.step for metric in client.get_metric_history(run.info.run_id, "loss")
+        )
+        for run in runs
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--limit", type=float, default=1800, help="seconds that the queue may take")
+    limit = parser.parse_args().limit
+    with tempfile.TemporaryDirectory() as folder:
+        project = Project(Path(folder) / "project")
+        project.root.mkdir()
+        make_project(project.root)
+        start = time.monotonic()
+        project.sweep(limit)
+        wrong = check(project)
+        print(f"{time.monotonic() - start:.0f} s")
+    sys.exit("\n".join(wrong) or 0)
+
+
+if __name__ == "__main__":
+    main()
