@@ -11,7 +11,7 @@ from benchmarks.study.figures import draw
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.run import CELLS, WORK, digest, run_unit
-from benchmarks.study.tables import read_units, setting, summarised, tables
+from benchmarks.study.tables import plain_units, read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
 from nemo.config import Params, load_params
 from nemo.data import Prepared, load, prepare
@@ -99,8 +99,9 @@ def write_tables() -> None:
         parts = [f"# {table.title}", setting(units_done), table.how, shown, over_seeds]
         (folder / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
         click.echo(folder / f"{table.name}.md")
-    write_page(units_done, made, pictures, folder)
-    click.echo(folder / "index.html")
+    if any(True for _ in plain_units(units_done)):  # else there are only sweeps so far
+        write_page(units_done, made, pictures, folder)
+        click.echo(folder / "index.html")
 
 
 if __name__ == "__main__":

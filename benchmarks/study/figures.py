@@ -97,6 +97,9 @@ def _sensitivity(frame: Frame, path: Path) -> str:
                     rows = rows.sort_values("value")
                     axis.plot(rows["value"], rows[y], dash, ms=4, color=INK, label=method, lw=1.2)
                 axis.set(ylabel=y, xlabel=knob)
+                if y == "accuracy %":
+                    whole = (mine[y] + mine["loss"]).mean()
+                    axis.axhline(whole, color=COLOURS["standard"], lw=1, ls=":")
                 if mine["value"].max() > 2 * mine["value"].min() and knob != "masks.threshold":
                     axis.set_xscale("log")
                     axis.set_xticks(rows["value"], [f"{v:g}" for v in rows["value"]])
@@ -104,7 +107,10 @@ def _sensitivity(frame: Frame, path: Path) -> str:
             column[0].set_title(model)
             if mine["method"].nunique() > 1:
                 column[1].legend(fontsize=7)
-    return "One knob at a time; above accuracy (or coupling), below the neurons a class keeps."
+    return (
+        "One knob at a time; above accuracy (or coupling), below the neurons a class keeps. Dotted: "
+        "the standard model."
+    )
 
 
 def _granularity(frame: Frame, path: Path) -> str:
