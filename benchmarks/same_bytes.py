@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.clones import clone, contents, finish, repro
+from nemo.config import load_params
 
 
 def main() -> None:
@@ -30,7 +31,8 @@ def main() -> None:
             log = folder.with_suffix(".log")
             finish(repro(folder, log=log), log)
             runs.append(contents(folder))
-    page = report(*runs, str(arguments.params or "the small one of benchmarks/clones.py"))
+    profile = load_params(arguments.params).profile if arguments.params else "small"
+    page = report(*runs, str(arguments.params or "the small one of benchmarks/clones.py"), profile)
     print(page)
     if arguments.write:
         Path("reports/same_bytes.md").write_text(page)
@@ -38,14 +40,14 @@ def main() -> None:
         raise SystemExit("two clones differ")
 
 
-def report(one: dict[str, str], other: dict[str, str], pipeline: str) -> str:
+def report(one: dict[str, str], other: dict[str, str], pipeline: str, profile: str) -> str:
     """What is the same, by group of files, and every file that is not."""
     groups = {
         "dvc.lock": "dvc.lock",
         "prepared data": "data/",
         "trained cells, masks, modules": "runs/",
         "evaluation": "evaluation/",
-        "reports": "reports/",
+        "report": f"reports/{profile}/",
     }
     names = sorted(one.keys() | other.keys())
     differ = [name for name in names if one.get(name) != other.get(name)]

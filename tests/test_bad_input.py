@@ -897,5 +897,8 @@ def test_a_call_that_cannot_work_says_why(name, tmp_path, monkeypatch):
     assert files(tmp_path) == {}
 
 
-def test_there_are_at_least_sixty():
+def test_there_are_at_least_sixty_and_as_many_as_the_documentation_says():
     assert len(ROWS) + len(USAGE) + len(API) >= 60
+    text = (ROOT / "docs/reliability.md").read_text()
+    for table, what in ((ROWS, "commands"), (USAGE, "commands"), (API, "calls")):
+        assert f"| {len(table)} {what} |" in text

@@ -71,6 +71,6 @@ def test_the_kills_benchmark_wants_the_same_lock_and_files_and_no_epoch_twice():
 
 def test_the_same_bytes_benchmark_names_what_differs():
     one = {"dvc.lock": "1", "runs/a": "2", "runs/b": "3"}
-    page = same_bytes.report(one, {**one, "runs/b": "4"}, "this")
+    page = same_bytes.report(one, {**one, "runs/b": "4"}, "this", "small")
     assert "| trained cells, masks, modules | 2 | 1 |" in page
     assert "Different: runs/b" in page
