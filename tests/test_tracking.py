@@ -341,6 +341,17 @@ def test_four_trainings_at_once_lose_nothing_in_a_new_database(
     publish_twice(params, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
 
 
+def test_a_training_that_ends_while_the_database_is_made_breaks_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    params = params_of("early")
+    make_results(tmp_path, params)
+    for patience in (0.5, 1, 1.5):  # MLflow takes seconds, so it is somewhere in the midst of it
+        seconds_and_warnings(start_training(tmp_path, "early", 0, patience))
+    publish_twice(params, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
+
+
 def test_a_database_locked_by_another_writer_costs_seconds_and_one_warning(
     tmp_path: Path, database: str, client: Any
 ) -> None:

@@ -50,12 +50,14 @@ class Store:
         home = Path(os.environ.get("DVC_ROOT", root)).resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.as_posix()}/mlflow.db"
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "nemo"
-        local = uri.startswith("sqlite:")
-        with _one_at_a_time(home / "mlflow.db.lock", local):
+        database = _database_of(uri)
+        with _one_at_a_time(database):
+            if database is not None and not database.exists():
+                _create_database(client_of, database)
             client = client_of(tracking_uri=uri)
             found = client.get_experiment_by_name(name)
             if found is None:
-                place = (home / "mlartifacts").as_uri() if local else None
+                place = (home / "mlartifacts").as_uri() if database else None
                 try:
                     return cls(client, client.create_experiment(name, place), uri)
                 except Exception:  # on a server, another stage may have been a little faster
@@ -208,10 +210,30 @@ def patiently(action: Callable[[], T]) -> T:
     return action()
 
 
+def _database_of(uri: str) -> Path | None:
+    """The file of a sqlite store."""
+    if not uri.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url  # MLflow brings it
+
+    name = make_url(uri).database
+    return Path(name) if name and name != ":memory:" else None
+
+
+def _create_database(client_of: Any, database: Path) -> None:
+    """Whole or not at all: MLflow cannot open what a process that was killed has half migrated."""
+    partial = database.with_name(f"{database.name}.partial")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    for left in database.parent.glob(f"{partial.name}*"):
+        left.unlink()
+    client_of(tracking_uri=f"sqlite:///{partial}")
+    partial.replace(database)
+
+
 @contextmanager
-def _one_at_a_time(lock: Path, local: bool) -> Iterator[None]:
+def _one_at_a_time(database: Path | None) -> Iterator[None]:
     """Two processes that create the same sqlite file at once would break it."""
-    if not local:
+    if database is None:
         yield
         return
     try:
@@ -219,7 +241,8 @@ def _one_at_a_time(lock: Path, local: bool) -> Iterator[None]:
     except ImportError:  # Windows: nothing to lock with, and stages run one after the other
         yield
         return
-    with lock.open("w") as file:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
