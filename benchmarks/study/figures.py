@@ -108,8 +108,8 @@ def _sensitivity(frame: Frame, path: Path) -> str:
             if mine["method"].nunique() > 1:
                 column[1].legend(fontsize=7)
     return (
-        "One knob at a time; above accuracy (or coupling), below the neurons a class keeps. Dotted: "
-        "the standard model."
+        "One knob at a time; above accuracy (or coupling), below the neurons a class keeps. "
+        "Dotted: the standard model."
     )
 
 
