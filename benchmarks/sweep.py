@@ -5,9 +5,9 @@
 In a temporary project with a tiny training, `dvc exp run --queue` takes four values of tau and two
 workers compute them, each in a copy of its own, from nothing: so both train the standard cell, and
 wait for one another where they would share a checkpoint. It fails unless all four succeed with
-results that differ, with the project's code rather than an installed one, with no epoch twice in the
-MLflow store that they share, and with no checkpoint left. Curves may lack epochs there, since so
-short a training does not wait for a store that is still being made; `nemo publish` completes them.
+results that differ, with the project's code rather than an installed one, with no epoch twice in
+the MLflow store that they share, and with no checkpoint left. Epochs may be missing there, since so
+short a training does not wait for a store that is still being made; `nemo publish` adds them.
 """
 
 from __future__ import annotations

@@ -341,14 +341,22 @@ def test_four_trainings_at_once_lose_nothing_in_a_new_database(
     publish_twice(params, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_a_training_that_ends_while_the_database_is_made_breaks_nothing(
+def test_a_database_whose_making_was_killed_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    params = params_of("early")
+    params = params_of("killed")
     make_results(tmp_path, params)
-    for patience in (0.5, 1, 1.5):  # MLflow takes seconds, so it is somewhere in the midst of it
-        seconds_and_warnings(start_training(tmp_path, "early", 0, patience))
+
+    def half_made(tracking_uri: str) -> None:
+        Path(tracking_uri.removeprefix("sqlite:///")).write_bytes(b"half a database")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nemo.tracking.store.import_client", lambda: half_made)
+        with pytest.raises(KeyboardInterrupt):
+            publish(params, tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
     publish_twice(params, tmp_path, f"sqlite:///{tmp_path}/mlflow.db")
 
 
