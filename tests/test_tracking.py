@@ -373,7 +373,11 @@ def test_a_database_locked_by_another_writer_costs_seconds_and_one_warning(
         )
         other.execute("ROLLBACK")
     assert seconds < BOUND
-    assert warnings == ["MLflow: the store is too slow; training goes on without it"]
+    (warning,) = warnings  # sqlite may give up first
+    assert warning.startswith(
+        ("MLflow: the store is too slow", "MLflow: (sqlite3.OperationalError)")
+    )
+    assert warning.endswith("; training goes on without it")
     publish_twice(params, tmp_path, database)
 
 
