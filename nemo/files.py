@@ -87,11 +87,15 @@ def writing(path: Path) -> Iterator[None]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends without an error.
 
-    What was at `out` before is moved away whole, so that no kill leaves a part of it.
+    What was at `out` before is moved away whole, so that no kill leaves a part of it, and comes
+    back where the new one cannot take its place. A link to a folder stays a link.
     """
+    out = out.resolve() if out.is_symlink() else out
     partial = out.with_name(f".{out.name}.partial")
     former = out.with_name(f".{out.name}.former.partial")
-    for rest in (partial, former):  # of a process that was killed
+    if former.is_dir() and not out.exists():  # a process was killed between the two moves
+        former.replace(out)
+    for rest in (partial, former):
         shutil.rmtree(rest, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -103,5 +107,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         partial.replace(out)
         shutil.rmtree(former, ignore_errors=True)
     except BaseException:
+        if former.is_dir() and not out.exists():
+            former.replace(out)
         shutil.rmtree(partial, ignore_errors=True)
         raise

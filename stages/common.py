@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +20,8 @@ def run(command: str, *options: str) -> NoReturn:
     It waits for an orphan that does the same, which a killed dvc leaves behind. A training has its
     own lock, by what decides its result, and takes over what the orphan did.
     """
-    lock = Path(".checkpoints") / f"{'_'.join([command, *options]).replace('/', '-')}.lock"
+    digest = hashlib.sha256(" ".join(options).encode()).hexdigest()[:16]  # a name may be long
+    lock = Path(".checkpoints") / f"{command}-{digest}.lock"
     try:
         with nullcontext() if command == "train" else locked(lock):
             main([command, *options])

@@ -150,7 +150,7 @@ def mutate(body: dict[str, Any], generator: random.Random) -> None:
     others = [c[k] for c, k in spots] or [None]
     kind = generator.randrange(4)
     if kind == 0 and isinstance(container, dict):
-        del container[key]
+        container.pop(key, None)  # an earlier change may have taken it
     elif kind == 1 and isinstance(container, list):
         container.insert(
             generator.randrange(len(container) + 1), copy.deepcopy(generator.choice(ODD))

@@ -213,3 +213,19 @@ def test_a_lock_of_a_killed_process_is_free(tmp_path):
     with locked(tmp_path / "lock", wait=False):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_a_folder_stays_one_and_what_was_there_comes_back(tmp_path):
+    real, link = tmp_path / "disk" / "results", tmp_path / "results"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    for text in ("one", "two"):
+        with new_folder(link) as folder:
+            (folder / "a").write_text(text)
+        assert link.is_symlink()
+        assert (real / "a").read_text() == text
+    real.rename(real.with_name(".results.former.partial"))  # killed between the two moves
+    with pytest.raises(KeyError), new_folder(real):
+        raise KeyError
+    assert (real / "a").read_text() == "two"
+    assert [path.name for path in real.parent.iterdir()] == ["results"]

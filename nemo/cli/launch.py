@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Literal
 
 from nemo.config import Params, ParamsError
@@ -78,7 +79,9 @@ def _work_together(
     cuda = resolve_device(params.device).type == "cuda"
     if cuda:
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if cuda else "gloo", **group)
+    # the first process may wait for another trainer's lock; who ends is seen by who started it
+    backend, patience = "nccl" if cuda else "gloo", timedelta(days=30)
+    dist.init_process_group(backend, timeout=patience, **group)
     work(params, *args)
     dist.destroy_process_group()
 
@@ -110,17 +113,20 @@ def _start(count: int, params: Params, work: Callable[..., None], args: tuple[An
     try:
         while not running.join(grace_period=GRACE_SECONDS):
             pass
-    except ProcessException:
+    except ProcessException as failed:
         if not errors.empty():
             raise errors.get() from None
-        for number, process in enumerate(running.processes):
-            if process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
-                how = signal.Signals(-process.exitcode).name
-                raise ChildProcessError(
-                    f"process {number} of {count} was killed ({how}), and the others were ended; "
-                    "the same command resumes from the last epoch's checkpoint"
-                ) from None
-        raise
+        status = running.processes[failed.error_index].exitcode
+        if status >= 0:
+            raise
+        raise ChildProcessError(
+            f"process {failed.error_index} of {count} was killed ({signal.Signals(-status).name}), "
+            "and the others were ended; a training resumes from its last epoch's checkpoint"
+        ) from None
+    finally:
+        for process in running.processes:  # after SIGTERM or Ctrl-C they would go on
+            process.terminate()
+            process.join()
 
 
 def _worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 
@@ -55,5 +56,6 @@ def ignore_warnings() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
     ignore_warnings()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as cleanly as by Ctrl-C
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as by Ctrl-C
     cli.main(args=arguments, prog_name="nemo")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -74,6 +75,7 @@ class StoredImages:
     start: int  # byte at which the first image of the array begins
     size: tuple[int, int, int]  # 3, H, W
     rows: Tensor  # (N,) positions in the array
+    stamp: tuple[int, int]  # tells the file from one that takes its name later
     device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
@@ -98,6 +100,8 @@ class StoredImages:
         images = torch.empty((len(chosen), *self.size), dtype=torch.uint8)
         length = math.prod(self.size)
         with self.path.open("rb", buffering=0) as file:
+            if _stamp(file) != self.stamp:
+                raise DataError(f"{self.path}: made anew while in use; run the command again")
             for image, row in zip(images, chosen, strict=True):
                 file.seek(self.start + row * length)
                 if file.readinto(image.numpy().data) != length:
@@ -114,8 +118,14 @@ def stored_images(path: Path, name: str) -> StoredImages:
     import torch
 
     with path.open("rb") as file:
+        stamp = _stamp(file)
         (length,) = struct.unpack("<Q", file.read(8))
         entry: dict[str, Any] = json.loads(file.read(length))[name]
     count, channels, height, width = entry["shape"]
     start = 8 + length + entry["data_offsets"][0]
-    return StoredImages(path, start, (channels, height, width), torch.arange(count))
+    return StoredImages(path, start, (channels, height, width), torch.arange(count), stamp)
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    about = os.fstat(file.fileno())
+    return about.st_dev, about.st_ino

@@ -13,12 +13,13 @@ from nemo.processes import gathered
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
-    of its soft per-sample masks. With several processes, each is given its part of the batches and
-    all of them get the whole.
+    of its soft per-sample masks. Of `Batches` that have a part for each of several processes,
+    every process gets the whole.
 
     Raises:
         ValueError: no batches.
     """
+    several = getattr(batches, "part", (0, 1))[1] > 1
     training = model.training
     model.eval()
     logits, labels = [], []
@@ -26,7 +27,8 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
         for images, target in batches:
             output = model(images)
             output = output[0] if isinstance(output, tuple) else output
-            logits.append(gathered(output.float(), len(target)).cpu())
+            whole = gathered(output.float(), len(target)) if several else output.float()
+            logits.append(whole.cpu())
             labels.append(target.cpu())
     finally:
         model.train(training)

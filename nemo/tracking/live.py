@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -31,6 +30,7 @@ from nemo.tracking.store import (
 
 FLUSH_SECONDS = 2.0  # a write costs 0.1 s, too much for epochs of half a second
 PATIENCE = 8.0  # seconds that MLflow may cost a training in all: its import, and the last writes
+LAST_WRITES = 2.0  # of these, at least for the last writes
 OnEpoch = Callable[[int, dict[str, float]], None]
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class RunLogger:
     """Writes a training's epochs to the store from a thread; warns once where that fails."""
 
     def __init__(self, root: Path, record: Record, patience: float) -> None:
-        self._root, self._record, self._patience = root, record, max(patience, 0)
+        self._root, self._record, self._patience = root, record, max(patience, LAST_WRITES)
         self._queue: SimpleQueue[list[Point] | str] = SimpleQueue()  # points, at last a status
         self._warned = False
         self._writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
@@ -63,7 +63,7 @@ class RunLogger:
             status = None
             while status is None:
                 pending, status = self._collect()
-                patiently(partial(log_points, store.client, run_id, pending))
+                log_points(store.client, run_id, pending)
             patiently(lambda: store.client.set_terminated(run_id, status))
         except Exception as error:  # whatever a store or its client raises: training goes on
             self._warn(one_line(error))

@@ -81,6 +81,8 @@ def _settings(params: Params, cell: Cell) -> dict[str, Any]:
         groups |= {"mwt": params.mwt} if cell.method == "mwt" else {"loss": params.loss}
     for name, group in groups.items():
         settings |= _flat(name, group, family)
+    for where_and_how in ("train.processes", "finetune.processes"):  # they decide nothing
+        settings.pop(where_and_how, None)
     return settings
 
 

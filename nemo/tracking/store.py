@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -125,7 +126,7 @@ class Store:
         run_id = run_id or patiently(lambda: self._create(record))
         self._log_files(run_id, record)
         patiently(lambda: _log(self.client, run_id, [], record.params, {}))
-        patiently(lambda: log_points(self.client, run_id, missing))
+        log_points(self.client, run_id, missing)
         patiently(lambda: self.client.set_terminated(run_id, "FINISHED"))
         tags = {**record.tags, RESULTS: results}  # last: a run with this tag is complete
         patiently(lambda: _log(self.client, run_id, [], {}, tags))
@@ -180,8 +181,8 @@ def points(rows: History) -> list[Point]:
 
 
 def log_points(client: Any, run_id: str, what: list[Point]) -> None:
-    for start in range(0, len(what), BATCH):
-        _log(client, run_id, what[start : start + BATCH], {}, {})
+    for start in range(0, len(what), BATCH):  # each by itself, so that no point is sent twice
+        patiently(partial(_log, client, run_id, what[start : start + BATCH], {}, {}))
 
 
 def _log(

@@ -3,7 +3,8 @@
 A folder is keyed by everything that decides a training's result: params, data and code. It is
 locked while in use, so that no second process trains the same cell, and removed on success. Below
 DVC a finished training is not safe yet, since a kill before DVC has recorded it makes DVC start it
-again: its checkpoint stays until another stage has begun, and there is nothing left to train.
+again: its checkpoint stays until the next training begins or an evaluation ends, and until then
+there is nothing left to train.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def sweep(root: Path) -> None:
     """Remove the checkpoints of finished trainings, and the locks of killed processes."""
     done = {mark.parent.with_suffix(".lock") for mark in root.glob(f"*/{FINISHED}")}
     for lock in {*done, *root.glob("*.lock")}:
-        with suppress(BlockingIOError), locked(lock, wait=False):
+        with suppress(OSError), locked(lock, wait=False):  # in use, or another user's
             if lock in done:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
 

@@ -78,6 +78,16 @@ def test_a_file_that_is_cut_short_in_use_is_named(pets: Path) -> None:
         stored.splits["val"].images[:2]
 
 
+def test_data_that_is_made_anew_in_use_is_named(pets: Path) -> None:
+    stored = load(pets, TINY)
+    file = pets / "arrays.safetensors"
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes())
+    other.replace(file)
+    with pytest.raises(DataError, match=r"arrays\.safetensors: made anew while in use"):
+        stored.splits["val"].images[:2]
+
+
 WORK = """
 import hashlib, json, sys
 from pathlib import Path

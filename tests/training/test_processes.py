@@ -210,6 +210,19 @@ def test_when_the_process_that_started_them_is_killed_they_end():
     assert started.communicate(timeout=60) == ("", None), "stdout ends with its last holder"
 
 
+def test_when_the_one_that_started_them_is_asked_to_stop_they_end():
+    code = "import nemo.cli.main, signal; from tests.training import test_processes as t; "
+    code += "signal.signal(signal.SIGTERM, signal.default_int_handler); "
+    code += "t.launch(t.params(), 'train', t.linger)"
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert [started.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+    started.terminate()
+    assert started.communicate(timeout=60) == ("", None)
+    assert started.returncode != 0
+
+
 @pytest.mark.parametrize(
     ("world", "processes", "message"),
     [
