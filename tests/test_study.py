@@ -85,6 +85,8 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model, mon
     assert "digits" in setting(read_units(cells))
     monkeypatch.setattr(main, "CELLS", cells)
     monkeypatch.setattr(main, "TIMES", times)
+    monkeypatch.setattr(main, "units", lambda: [unit])
+    monkeypatch.setattr(main, "load_params", lambda path: small[0])
     done = CliRunner().invoke(main.cli, ["tables"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     expected = set(DRAW) - {"T3-objectives"}

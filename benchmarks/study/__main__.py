@@ -11,7 +11,7 @@ from benchmarks.study.figures import draw
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.run import CELLS, WORK, digest, run_unit
-from benchmarks.study.tables import plain_units, read_units, setting, summarised, tables
+from benchmarks.study.tables import Facts, plain_units, read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
 from nemo.config import Params, load_params
 from nemo.data import Prepared, load, prepare
@@ -28,9 +28,20 @@ def cli() -> None:
 
 @cli.command("list")
 def list_units() -> None:
-    """Every unit, and whether its file is there."""
+    """Every unit, and whether its file is there; one of other params does not count."""
+    done = _finished()
     for unit in units():
-        click.echo(f"{'done' if (CELLS / f'{unit.name}.json').exists() else '-':5} {unit.name}")
+        click.echo(f"{'done' if unit.name in done else '-':5} {unit.name}")
+
+
+def _finished() -> dict[str, Facts]:
+    """The units of the plan that were made with the profile as it is now."""
+    profile, found = load_params(PROFILE), read_units(CELLS)
+    return {
+        unit.name: found[unit.name]
+        for unit in units()
+        if unit.name in found and unit.fits(found[unit.name], profile)
+    }
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -47,7 +58,7 @@ def run(names: tuple[str, ...], source: str | None, title: str | None) -> None:
     """Compute units, those without a file by default; a killed run goes on where it was."""
     profile, data, wanted = _prepare(names, source, title)
     for unit in wanted:
-        if names or not (CELLS / f"{unit.name}.json").exists():
+        if names or unit.name not in _finished():
             click.echo(run_unit(unit, profile, data))
 
 
@@ -57,7 +68,7 @@ def times(names: tuple[str, ...], source: str | None, title: str | None) -> None
     """Time finished units whose weights are still in study/, on a quiet machine."""
     profile, data, wanted = _prepare(names, source, title)
     for unit in wanted:
-        if names or (unit.modular and (CELLS / f"{unit.name}.json").exists()):
+        if names or (unit.modular and unit.name in _finished()):
             file = TIMES / f"{unit.name}.json"
             measure_times(unit, profile, data, file)
             click.echo(file)
@@ -84,7 +95,7 @@ def _prepare(
 def write_tables() -> None:
     """The tables of all finished units, as CSV (a row per seed) and Markdown (over seeds), their
     figures, and one page of everything."""
-    units_done = read_units(CELLS)
+    units_done = _finished()
     if not units_done:
         raise click.ClickException(f"{CELLS}: no finished unit; `python -m benchmarks.study run`")
     folder = CELLS.parent

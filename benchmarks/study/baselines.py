@@ -164,7 +164,7 @@ BASELINES = {"random": _random, "pruned": _pruned, "dense": _dense, "nemo, mean"
 
 
 def _restrict_heads(model: nn.Module, classes: Sequence[int], count: int) -> list[str]:
-    """Keep the rows of `classes` in every Linear with one output per class."""
+    """Keep the rows of `classes` in the last Linear with one output per class; its name."""
     names = [
         n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == count
     ]

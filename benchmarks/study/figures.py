@@ -152,9 +152,7 @@ def _alternatives(frame: Frame, path: Path) -> str:
         _rows(axes.flat[0], frame, "model", "alternative", "nemo ahead, points")
         axes.flat[0].axvline(0, color=INK, lw=0.8)
         _legend(axes, list(dict.fromkeys(frame["alternative"])))
-    return (
-        "Right of zero NeMo's module is better than the alternative of its size; mean of subsets."
-    )
+    return "Right of zero NeMo's module is better than the alternative; mean of subsets."
 
 
 def _gap(frame: Frame, path: Path) -> str:

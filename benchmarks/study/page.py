@@ -18,7 +18,7 @@ from nemo.report.published import beside
 from nemo.report.results import CellResult, ModuleResult, Results
 from nemo.report.style import Picture
 
-RERUN = "python -m benchmarks.study run {} && python -m benchmarks.study tables"
+RERUN = "python -m benchmarks.study run {}"
 
 
 def write_page(
@@ -74,8 +74,9 @@ def verdicts(tables: list[Table]) -> list[str]:
         means = frames["alternatives"].groupby("alternative", sort=False)["nemo ahead, points"]
         parts = [f"{points:+.1f} against {name}" for name, points in means.mean().items()]
         lines.append(
-            "Is a NeMo module better than the obvious alternatives of its size? Points of test "
-            f"accuracy, mean of models and subsets: {'; '.join(parts)}."
+            "Is a NeMo module better than the obvious alternatives? Points of test accuracy, mean "
+            f"of models and subsets: {'; '.join(parts)}. All have its size but the whole standard "
+            "model, which is not fine-tuned."
         )
     return lines
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nemo.config import Method, Params
+from nemo.config import Method, Params, PerFamily
+from nemo.models.registry import MODEL_FAMILIES
 
 MODELS = ("vgg16", "resnet18", "vit_small", "simcnn", "rescnn", "deit_small")
 WITH_BASELINES = ("vgg16", "resnet18", "vit_small")
@@ -58,6 +59,21 @@ class Unit:
             inner[last] = value
         return Params.model_validate(raw)
 
+    def fits(self, facts: dict[str, Any], profile: Params) -> bool:
+        """Whether a finished unit's file was made with what decides its results today."""
+        now, then = self.params(profile), Params.model_validate(facts["params"])
+        sections = {"mwt": ["mwt"], "nemo": ["loss"], "standard": []}
+        used = ["train", "masks"] + [key for m in self.methods for key in sections[m]]
+        used += ["finetune"] if self.modular else []
+        if now.architecture.of(self.model) != then.architecture.of(self.model):
+            return False
+        where_and_how = {"processes"}
+        return self.subsets_of(now) == self.subsets_of(then) and all(
+            _of_family(getattr(now, key), self.model, where_and_how)
+            == _of_family(getattr(then, key), self.model, where_and_how)
+            for key in used
+        )
+
     def subsets_of(self, params: Params) -> list[str]:
         return params.subsets if self.subsets is None else list(self.subsets)
 
@@ -83,6 +99,16 @@ def units() -> Iterator[Unit]:
         for tau in TAUS:
             changes = {"loss.tau": tau, "loss.form": form}
             yield _knob(f"vgg16-{form}-tau-{tau:g}-0", "vgg16", changes)
+
+
+def _of_family(section: Any, model: str, without: set[str]) -> dict[str, Any]:
+    """The values of a section of the params that `model` gets."""
+    family = MODEL_FAMILIES[model]
+    return {
+        key: value.of(family) if isinstance(value, PerFamily) else value
+        for key, value in section
+        if key not in without
+    }
 
 
 def _objectives(seed: int) -> Iterator[Unit]:

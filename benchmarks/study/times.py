@@ -1,8 +1,8 @@
 """T6 and the latencies of T2: what a finished unit costs in time and memory.
 
-Needs the unit's weights in study/ and a quiet machine. Contenders take turns in one process on the
-same images, so that ratios of their medians mean something; each memory peak is the growth of the
-resident set in a process of its own.
+Needs the unit's weights in study/ and a quiet machine. Latencies and training steps take turns in
+one process on the same images, so that ratios of their medians mean something; the other calls run
+once. Each memory peak is the growth of the resident set in a process of its own.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _class_masks(layout: Layout, cell: Cell, data: Prepared) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
         row = _timed(lambda: measure_masks(modular, batches, 0.9, out, ""))
-    return {**row, "seconds": row["seconds"] / MASK_IMAGES * 1000}
+    return {"seconds": row["seconds"] / MASK_IMAGES * 1000}
 
 
 def _decompose(layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
@@ -165,15 +165,15 @@ def _finetuning(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: st
     plan = Plan.of(Params.model_validate(raw).finetune, module.info["family"])
     step = _step(module, Task(cross_entropy), plan, data)
     step()
-    return _timed(lambda: [step() for _ in range(ROUNDS)], ROUNDS)
+    return {"seconds": _timed(lambda: [step() for _ in range(ROUNDS)])["seconds"] / ROUNDS}
 
 
-def _timed(call: Callable[[], Any], times: int = 1) -> Row:
+def _timed(call: Callable[[], Any]) -> Row:
     reset_peak()
     before, begin = peak(), time.perf_counter()
     call()
     spent = time.perf_counter() - begin
-    return {"seconds": spent / times, "peak_mb": (peak() - before) / 1e6}
+    return {"seconds": spent, "peak_mb": (peak() - before) / 1e6}
 
 
 def _training_peak(raw: Row, unit: Unit, data: Prepared, method: Any) -> int:
