@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from nemo.config import CnnShape, VitShape
 from nemo.identifier import modularize
@@ -39,13 +40,20 @@ CASES: list[tuple[str, str, Shape, int]] = [
 def make_step(name: str, shape: Shape, batch: int, modular: bool) -> Callable[[], None]:
     torch.manual_seed(0)
     base = build_model(name, 10, 32, shape)
-    model = (modularize(base) if modular else base).train()
+    model = modularize(base) if modular else base
     if isinstance(shape, CnnShape):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 10
     task = Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation") if modular else None)
-    optimizer = Plan(1, "sgd", 0.01, 0.9, 0.0, 1).make_optimizer(model)
+    return stepper(model, task, Plan(1, "sgd", 0.01, 0.9, 0.0, 1), images, labels)
+
+
+def stepper(
+    model: nn.Module, task: Task, plan: Plan, images: Tensor, labels: Tensor
+) -> Callable[[], None]:
+    """A training step of `model`, always on the same batch."""
+    optimizer = plan.make_optimizer(model.train())
 
     def step() -> None:
         loss = task(model, images, labels)["loss"]

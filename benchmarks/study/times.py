@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from benchmarks.module_speed import medians, peak, reset_peak
 from benchmarks.study.plan import Unit
 from benchmarks.study.run import provenance, unit_layout
+from benchmarks.training_overhead import stepper
 from nemo.artefact import load
 from nemo.config import CnnShape, DeitShape, Params
 from nemo.data import Batches, Prepared, parse_subset
@@ -125,17 +126,8 @@ def training_step(params: Params, unit: Unit, data: Prepared, method: Any) -> Ca
 
 
 def _step(model: nn.Module, task: Task, plan: Plan, data: Prepared) -> Callable[[], None]:
-    optimizer = plan.make_optimizer(model.train())
-    images = _images(data, 128)
     labels = torch.arange(128) % 2  # every module has two classes
-
-    def step() -> None:
-        loss = task(model, images, labels)["loss"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
+    return stepper(model, task, plan, _images(data, 128), labels)
 
 
 def _class_masks(layout: Layout, cell: Cell, data: Prepared) -> Row:
