@@ -2,6 +2,7 @@
 
     python benchmarks/module_speed.py            # prints the tables
     python benchmarks/module_speed.py --write    # and writes them to reports/
+    python benchmarks/module_speed.py --device cuda --write    # the first one, of a GPU
 
 A random half of every maskable layer's neurons is kept, by number. All contenders run on the same
 random batch in one process, in eval mode under inference_mode and channels_last, and take turns:
@@ -81,7 +82,9 @@ def medians(calls: Sequence[Callable[[], Any]], rounds: int, burst: int) -> list
     return [statistics.median(spent) for spent in times]
 
 
-def measure(name: str, rounds: dict[int, int], shape: Shape | None = None) -> list[dict[str, Any]]:
+def measure(
+    name: str, rounds: dict[int, int], shape: Shape | None = None, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """The rows of a model: per batch, the module as cut and folded."""
     model = make(name, shape)
     module, whole = decompose(model, masks_of(model, 0.5)), decompose(model, {})
@@ -89,12 +92,13 @@ def measure(name: str, rounds: dict[int, int], shape: Shape | None = None) -> li
     saving = count_flops(model, example) / count_flops(module, example)
     models = [model, whole, module, whole.optimize_for_inference(), module.optimize_for_inference()]
     for contender in models:
-        contender.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        contender.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = []
     for batch, count in rounds.items():
         images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+        calls = [partial(_call, m, images.to(device)) for m in models]
         with torch.inference_mode():
-            seconds = medians([partial(m, images) for m in models], count, BURST.get(batch, 1))
+            seconds = medians(calls, count, BURST.get(batch, 1))
         full = seconds[0]
         for form, same, mine in (("as cut", *seconds[1:3]), ("folded", *seconds[3:])):
             rows.append({
@@ -105,6 +109,12 @@ def measure(name: str, rounds: dict[int, int], shape: Shape | None = None) -> li
                 "like_for_like": round(same / mine / saving, 3),
             })  # fmt: skip
     return rows
+
+
+def _call(model: nn.Module, images: Tensor) -> None:
+    model(images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def cost(name: str) -> dict[str, Any]:
@@ -138,36 +148,47 @@ def peak() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        costs = pd.DataFrame(pool.map(cost, MODELS, chunksize=1))
-    print(costs.to_markdown(index=False), flush=True)
+    gpu, costs = arguments.device == "cuda", None
+    if not gpu:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            costs = pd.DataFrame(pool.map(cost, MODELS, chunksize=1))
+        print(costs.to_markdown(index=False), flush=True)
     rows = []
     for name in MODELS:
-        rows += measure(name, ROUNDS)
+        rows += measure(name, ROUNDS, device=arguments.device)
         print(*rows[-2 * len(ROUNDS) :], sep="\n", flush=True)
     speeds = pd.DataFrame(rows)
     print(speeds.to_markdown(index=False))
     if arguments.write:
-        out = Path("reports")
-        speeds.to_csv(out / "module_speed.csv", index=False, lineterminator="\n")
-        costs.to_csv(out / "module_cost.csv", index=False, lineterminator="\n")
-        (out / "module_speed.md").write_text(report(speeds, costs))
+        out, name = Path("reports"), "module_speed-gpu" if gpu else "module_speed"
+        speeds.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        if costs is not None:
+            costs.to_csv(out / "module_cost.csv", index=False, lineterminator="\n")
+        (out / f"{name}.md").write_text(report(speeds, costs))
 
 
-def report(speeds: pd.DataFrame, costs: pd.DataFrame) -> str:
+def report(speeds: pd.DataFrame, costs: pd.DataFrame | None) -> str:
+    """The tables in Markdown; without the costs, which are of a CPU, `speeds` are of a GPU."""
+    where = f"{torch.get_num_threads()} CPU threads"
+    where = torch.cuda.get_device_name() if costs is None else where
     rounds = ", ".join(f"{n} x {BURST[batch]} at batch {batch}" for batch, n in ROUNDS.items())
-    return (
+    page = (
         "Modules at keep .5 over the full model: medians of interleaved turns with warm weights "
         f"({rounds}), images 3 x {SIZE} x {SIZE}, float32, channels_last, "
-        f"{torch.get_num_threads()} CPU threads, torch {torch.__version__.split('+')[0]}. "
+        f"{where}, torch {torch.__version__.split('+')[0]}. "
         "Share: the time ratio over the FLOPs ratio. "
         "Like for like: the same against the full model, decomposed without masks and, where the "
         "module is, folded.\n\n"
-        f"{speeds.to_markdown(index=False)}\n\n"
-        "What cutting at keep .3 costs, in a fresh process; peak: growth of the resident set.\n\n"
-        f"{costs.to_markdown(index=False)}\n"
+        f"{speeds.to_markdown(index=False)}\n"
+    )
+    if costs is None:
+        return page
+    return (
+        f"{page}\nWhat cutting at keep .3 costs, in a fresh process; peak: growth of the resident "
+        f"set.\n\n{costs.to_markdown(index=False)}\n"
     )
 
 

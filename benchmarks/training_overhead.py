@@ -2,6 +2,7 @@
 
     python benchmarks/training_overhead.py            # prints the table
     python benchmarks/training_overhead.py --write    # and writes it to reports/
+    python benchmarks/training_overhead.py --device cuda --write    # of a GPU, with and without AMP
 
 Both steps (forward, loss, backward, SGD) run on the same random batch, interleaved in one process;
 the ratio is that of the medians. Goals: at most 1.15 at full width, at most 1.35 at width 0.25.
@@ -37,35 +38,50 @@ CASES: list[tuple[str, str, Shape, int]] = [
 ]
 
 
-def make_step(name: str, shape: Shape, batch: int, modular: bool) -> Callable[[], None]:
+def make_step(
+    name: str, shape: Shape, batch: int, modular: bool, device: str = "cpu", amp: bool = False
+) -> Callable[[], None]:
     torch.manual_seed(0)
     base = build_model(name, 10, 32, shape)
     model = modularize(base) if modular else base
     if isinstance(shape, CnnShape):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(batch) % 10
+    model.to(device)
+    images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last).to(device)
+    labels = torch.arange(batch, device=device) % 10
     task = Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation") if modular else None)
-    return stepper(model, task, Plan(1, "sgd", 0.01, 0.9, 0.0, 1), images, labels)
+    return stepper(model, task, Plan(1, "sgd", 0.01, 0.9, 0.0, 1), images, labels, amp)
 
 
 def stepper(
-    model: nn.Module, task: Task, plan: Plan, images: Tensor, labels: Tensor
+    model: nn.Module, task: Task, plan: Plan, images: Tensor, labels: Tensor, amp: bool = False
 ) -> Callable[[], None]:
     """A training step of `model`, always on the same batch."""
     optimizer = plan.make_optimizer(model.train())
+    device = images.device
 
     def step() -> None:
-        loss = task(model, images, labels)["loss"]
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            loss = task(model, images, labels)["loss"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     return step
 
 
-def measure(name: str, label: str, shape: Shape, batch: int, rounds: int) -> dict[str, object]:
-    steps = [make_step(name, shape, batch, modular) for modular in (False, True)]
+def measure(
+    name: str,
+    label: str,
+    shape: Shape,
+    batch: int,
+    rounds: int,
+    device: str = "cpu",
+    amp: bool = False,
+) -> dict[str, object]:
+    steps = [make_step(name, shape, batch, modular, device, amp) for modular in (False, True)]
     seconds: list[list[float]] = [[], []]
     for round_ in range(rounds + 1):
         for step, times in zip(steps, seconds, strict=True):
@@ -78,6 +94,7 @@ def measure(name: str, label: str, shape: Shape, batch: int, rounds: int) -> dic
         "model": name,
         "shape": label,
         "batch": batch,
+        "precision": "bfloat16" if amp else "float32",
         "standard_ms": round(1000 * standard, 1),
         "modular_ms": round(1000 * modular, 1),
         "ratio": round(modular / standard, 3),
@@ -87,23 +104,26 @@ def measure(name: str, label: str, shape: Shape, batch: int, rounds: int) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    rows = []
+    device, rows = arguments.device, []
     for case in CASES:
-        rows.append(measure(*case, rounds=arguments.rounds))
-        print(rows[-1], flush=True)
+        for amp in (False,) if device == "cpu" else (False, True):
+            rows.append(measure(*case, arguments.rounds, device, amp))
+            print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False))
     if arguments.write:
-        out = Path("reports")
-        table.to_csv(out / "training_overhead.csv", index=False, lineterminator="\n")
+        out, name = Path("reports"), "training_overhead" + ("-gpu" if device == "cuda" else "")
+        table.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+        threads = f"{torch.get_num_threads()} CPU threads"
+        where = threads if device == "cpu" else torch.cuda.get_device_name()
         caption = (
             f"Modular over standard step: medians of {arguments.rounds} interleaved rounds, "
-            f"images 3 x 32 x 32, float32, {torch.get_num_threads()} CPU threads, "
-            f"torch {torch.__version__.split('+')[0]}.\n\n"
+            f"images 3 x 32 x 32, {where}, torch {torch.__version__.split('+')[0]}.\n\n"
         )
-        (out / "training_overhead.md").write_text(caption + table.to_markdown(index=False) + "\n")
+        (out / f"{name}.md").write_text(caption + table.to_markdown(index=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nemo.sites import PLAIN, Site, example_input, find_sites, overwritable
 
 Masks = dict[str, Tensor]
-CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a core's cache
+CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
 
 
 class MaskGenerator(nn.Module):
@@ -223,7 +223,8 @@ class _Scale(torch.autograd.Function):
         y, m = ctx.saved_tensors
         over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
         for_y, for_m = torch.empty_like(y), torch.empty_like(m)
-        rows = max(1, CACHE_ELEMENTS // y[0].numel())
+        # only a CPU gains by parts; a GPU would pay for their many kernels
+        rows = max(1, CACHE_ELEMENTS // y[0].numel()) if y.device.type == "cpu" else len(y)
         parts = zip(*(t.split(rows) for t in (grad, y, m, for_y, for_m)), strict=True)
         for grad_, y_, m_, for_y_, for_m_ in parts:  # while a part is in cache, both products
             torch.mul(grad_, m_, out=for_y_)

@@ -84,18 +84,20 @@ def mwt_terms(masks: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tens
     same = (labels[:, None] == labels[None, :]) & upper
     different = upper & ~same
     cosines = _cosines(masks).mean(0)
-    zero = cosines.new_zeros(())
-    cohesion = 1 - (cosines * same).sum() / same.sum() if same.any() else zero
-    coupling = (cosines * different).sum() / different.sum() if different.any() else zero
+    cohesion = ((1 - cosines) * same).sum() / same.sum().clamp(min=1)
+    coupling = (cosines * different).sum() / different.sum().clamp(min=1)
     return cohesion, coupling
 
 
 def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
-    """{layer: (B, N_l)} -> (L, B, B), in float32 or wider: half precision is too coarse."""
+    """{layer: (B, N_l)} -> (L, B, B), in float32 or wider: half precision is too coarse, also for
+    a product under autocast."""
     layers = []
-    for mask in masks.values():
-        unit = F.normalize(mask if mask.dtype == torch.float64 else mask.float(), dim=1)
-        layers.append(unit @ unit.T)
+    device = next(iter(masks.values())).device
+    with torch.autocast(device.type, enabled=False):
+        for mask in masks.values():
+            unit = F.normalize(mask if mask.dtype == torch.float64 else mask.float(), dim=1)
+            layers.append(unit @ unit.T)
     return torch.stack(layers)
 
 

@@ -107,3 +107,10 @@ def test_mwt_drops_the_term_without_pairs():
 def test_contrastive_loss_names_what_is_wrong(arguments, message):
     with pytest.raises(ValueError, match=message):
         nemo.contrastive_loss(*arguments)
+
+
+def test_autocast_does_not_make_the_cosines_coarse():
+    masks, labels = {"a": torch.rand(16, 40)}, torch.arange(16) % 3
+    expected = nemo.contrastive_loss(masks, labels, 0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nemo.contrastive_loss(masks, labels, 0.2), expected)

@@ -10,11 +10,12 @@ import click
 from benchmarks.study.figures import draw
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
-from benchmarks.study.run import CELLS, WORK, digest, run_unit
+from benchmarks.study.run import CELLS, WORK, digest, run_together, run_unit
 from benchmarks.study.tables import Facts, plain_units, read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
 from nemo.config import Params, load_params
-from nemo.data import Prepared, load, prepare
+from nemo.data import load, prepare
+from nemo.device import resolve_device
 
 PROFILE = Path("profiles/cifar10-cpu.yaml")
 DATASET = "cifar10"
@@ -54,41 +55,48 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @cli.command()
 @_options
-def run(names: tuple[str, ...], source: str | None, title: str | None) -> None:
+@click.option("--device", default="cpu", show_default=True, help="As `device` of the params.")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+def run(
+    names: tuple[str, ...], source: str | None, title: str | None, device: str, jobs: int
+) -> None:
     """Compute units, those without a file by default; a killed run goes on where it was."""
-    profile, data, wanted = _prepare(names, source, title)
+    profile, folder, wanted = _prepare(names, source, title, device)
+    wanted = [unit for unit in wanted if names or unit.name not in _finished()]
+    if jobs > 1:
+        run_together(wanted, profile, folder, jobs)
     for unit in wanted:
-        if names or unit.name not in _finished():
-            click.echo(run_unit(unit, profile, data))
+        click.echo(run_unit(unit, profile, load(folder)))
 
 
 @cli.command()
 @_options
 def times(names: tuple[str, ...], source: str | None, title: str | None) -> None:
-    """Time finished units whose weights are still in study/, on a quiet machine."""
-    profile, data, wanted = _prepare(names, source, title)
+    """Time finished units whose weights are still in study/, on a quiet machine's CPU."""
+    profile, folder, wanted = _prepare(names, source, title, "cpu")
     for unit in wanted:
         if names or (unit.modular and unit.name in _finished()):
             file = TIMES / f"{unit.name}.json"
-            measure_times(unit, profile, data, file)
+            measure_times(unit, profile, load(folder), file)
             click.echo(file)
 
 
 def _prepare(
-    names: tuple[str, ...], source: str | None, title: str | None
-) -> tuple[Params, Prepared, list[Unit]]:
-    """The profile, its images and the units asked for, which are all where none is named."""
+    names: tuple[str, ...], source: str | None, title: str | None, device: str
+) -> tuple[Params, Path, list[Unit]]:
+    """The profile, its images' folder and the units asked for: all where none is named."""
     known = {unit.name: unit for unit in units()}
     for name in names:
         if name not in known:
             raise click.UsageError(f"no unit {name!r}; see `python -m benchmarks.study list`")
-    profile = load_params(PROFILE)
+    profile = Params.model_validate(load_params(PROFILE).model_dump() | {"device": device})
+    resolve_device(device)
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
     folder = WORK / "data" / digest(origin.model_dump()) / DATASET
     if not folder.exists():
         prepare(DATASET, origin, folder)
-    return profile, load(folder), [known[name] for name in names or known]
+    return profile, folder, [known[name] for name in names or known]
 
 
 @cli.command("tables")

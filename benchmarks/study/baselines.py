@@ -4,13 +4,16 @@ Per class subset, each with at most as many parameters as NeMo's module and trai
 `random` is the module's own architecture with fresh weights, `pruned` the standard model cut down
 by magnitude (torch-pruning) with its head restricted to the subset, `dense` a narrower model of the
 same family from scratch. `nemo, mean` is NeMo's module with the mean masks of gap.py folded into
-its weights. The standard model restricted to the subset, at full size, is in the evaluation.
+its weights. Of full size are `standard, tuned`, the standard model with its head restricted to the
+subset, and, not fine-tuned, the standard model of the evaluation.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +29,6 @@ from nemo.decompose import decompose
 from nemo.device import resolve_device
 from nemo.evaluation.modular import load_class_masks
 from nemo.evaluation.predict import accuracy, predict
-from nemo.files import read_json, write_json
 from nemo.identifier import Modular
 from nemo.layout import Cell, Layout
 from nemo.models import build_model, family_of
@@ -36,18 +38,14 @@ from nemo.training.finetune import finetune
 STEPS = 12  # of the bisections for a size
 
 
-def measure_baselines(
+def baselines(
     params: Params, unit: Unit, data: Prepared, layout: Layout
-) -> list[dict[str, Any]]:
-    """A row per subset and baseline; each is kept in a file once made."""
-    rows = []
+) -> Iterator[tuple[Path, Callable[[], list[dict[str, Any]]]]]:
+    """A file for each subset and baseline, and what makes its row."""
     for subset in params.subsets:
         for name, make in BASELINES.items():
             file = layout.root / "baselines" / f"{subset}-{name}.json"
-            if not file.exists():
-                write_json(file, _measure(name, make, params, unit, data, layout, subset))
-            rows.append(read_json(file))
-    return rows
+            yield file, partial(_measure, name, make, params, unit, data, layout, subset)
 
 
 def _measure(
@@ -58,11 +56,11 @@ def _measure(
     data: Prepared,
     layout: Layout,
     subset: str,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     torch.manual_seed(unit.seed)
     model = make(params, unit, data, layout, subset)
     title = f"{unit.name} {subset} {name}"
-    return {"baseline": name, "subset": subset, **tuned(model, params, unit, data, subset, title)}
+    return [{"baseline": name, "subset": subset, **tuned(model, params, unit, data, subset, title)}]
 
 
 def tuned(
@@ -70,18 +68,19 @@ def tuned(
 ) -> dict[str, Any]:
     """Size, and test accuracy before and after the fine-tuning that a module gets."""
     part = data.restrict(parse_subset(subset, data.classes))
-    test = Batches(part.splits["test"], data.mean, data.std, 256)
+    device = resolve_device(params.device)
+    test = Batches(part.splits["test"], data.mean, data.std, 256, device=device)
     costs = {
         "parameters": count_parameters(model),
         "flops": count_flops(model, torch.zeros(1, 3, *data.size)),
-        "accuracy_step0": accuracy(*predict(model, test)),
+        "accuracy_step0": accuracy(*predict(model.to(device), test)),
     }
     family = family_of(unit.model, model)
     history, metrics = finetune(model, part, family, params, unit.seed, title, watch_test=True)
     return {
         **costs,
         **metrics,
-        "accuracy": accuracy(*predict(model.cpu(), test)),
+        "accuracy": accuracy(*predict(model, test)),
         "best_test_accuracy": max(row["test_accuracy"] for row in history),
     }
 
@@ -115,12 +114,18 @@ def _dense(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: s
     return _largest_within(_budget(unit, data, layout, subset), narrower)
 
 
+def _whole(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: str) -> nn.Module:
+    trained = load_cell(layout.train(Cell(data.name, unit.model, "standard", unit.seed)))
+    trained.requires_grad_(True)
+    _restrict_heads(trained, parse_subset(subset, data.classes), len(data.classes))
+    return trained
+
+
 def _pruned(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: str) -> nn.Module:
     import torch_pruning as tp
 
     trained = load_cell(layout.train(Cell(data.name, unit.model, "standard", unit.seed)))
-    for parameter in trained.parameters():
-        parameter.requires_grad_(True)
+    trained.requires_grad_(True)
     heads = _restrict_heads(trained, parse_subset(subset, data.classes), len(data.classes))
     example = torch.zeros(1, 3, *data.size)
 
@@ -160,7 +165,13 @@ def _mean(params: Params, unit: Unit, data: Prepared, layout: Layout, subset: st
     return decompose(scaled(modular, subset_means(params, modular, data, subset)).cpu(), masks)
 
 
-BASELINES = {"random": _random, "pruned": _pruned, "dense": _dense, "nemo, mean": _mean}
+BASELINES = {
+    "random": _random,
+    "pruned": _pruned,
+    "dense": _dense,
+    "nemo, mean": _mean,
+    "standard, tuned": _whole,
+}
 
 
 def _restrict_heads(model: nn.Module, classes: Sequence[int], count: int) -> list[str]:

@@ -18,6 +18,7 @@ KINDS = {
     "pruned": "#009E73",
     "dense": "#CC79A7",
     "standard, whole": COLOURS["standard"],
+    "standard, tuned": "#999999",
 }
 PUBLISHED = {"gain": 1.72, "size reduction %": 58.10}  # abstract of the paper, full scale
 Frame = pd.DataFrame

@@ -8,7 +8,9 @@ Layers that write to the residual stream stay whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,6 @@ from nemo.cost import count_parameters
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.decompose import DecomposedModule, decompose
 from nemo.device import resolve_device
-from nemo.files import read_json, write_json
 from nemo.identifier import Modular
 from nemo.layout import Layout
 from nemo.masks import SubsetMasks, mask_frequency, masks_from_frequency, sample_bits
@@ -32,8 +33,19 @@ SUBSETS = (*PAIRS, "all")
 Part = dict[str, slice]  # {layer: its neurons}
 
 
-def granularity(params: Params, unit: Unit, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
-    """A row per subset, threshold and granularity; each is kept in a file once made."""
+def granularity(
+    params: Params, unit: Unit, data: Prepared, layout: Layout
+) -> Iterator[tuple[Path, Callable[[], list[dict[str, Any]]]]]:
+    """A file for each subset and threshold, and what makes its rows, one of each granularity."""
+    for threshold in THRESHOLDS:
+        for subset in SUBSETS:
+            file = layout.root / "granularity" / f"{subset}-{threshold:g}.json"
+            yield file, partial(_measure, params, unit, data, layout, subset, threshold)
+
+
+def _measure(
+    params: Params, unit: Unit, data: Prepared, layout: Layout, subset: str, threshold: float
+) -> list[dict[str, Any]]:
     device = resolve_device(params.device)
     modular = load_cell(layout.train(nemo_cell(unit, data)))
     shape = params.architecture.of(unit.model)
@@ -41,23 +53,14 @@ def granularity(params: Params, unit: Unit, data: Prepared, layout: Layout) -> l
     assert isinstance(shape, VitShape), unit.model
     images = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
     frequency = mask_frequency(sample_bits(modular.to(device), images))
-    modular.cpu()
+    masks = masks_from_frequency(frequency, threshold).select(parse_subset(subset, data.classes))
+    neurons = decompose(modular.cpu(), masks)
+    heads = _heads(modular, masks, shape.heads, count_parameters(neurons))
     rows = []
-    for threshold in THRESHOLDS:
-        every = masks_from_frequency(frequency, threshold)
-        for subset in SUBSETS:
-            masks = every.select(parse_subset(subset, data.classes))
-            for name in ("neurons", "heads"):
-                file = layout.root / "granularity" / f"{subset}-{threshold:g}-{name}.json"
-                if not file.exists():
-                    module = decompose(modular, masks)
-                    if name == "heads":
-                        module = _heads(modular, masks, shape.heads, count_parameters(module))
-                    title = f"{unit.name} {subset} {name}"
-                    made = tuned(module, params, unit, data, subset, title)
-                    named = {"subset": subset, "threshold": threshold, "granularity": name}
-                    write_json(file, {**named, **made})
-                rows.append(read_json(file))
+    for name, module in (("neurons", neurons), ("heads", heads)):
+        made = tuned(module, params, unit, data, subset, f"{unit.name} {subset} {name}")
+        named = {"subset": subset, "threshold": threshold, "granularity": name}
+        rows.append({**named, **made})
     return rows
 
 

@@ -75,8 +75,8 @@ def verdicts(tables: list[Table]) -> list[str]:
         parts = [f"{points:+.1f} against {name}" for name, points in means.mean().items()]
         lines.append(
             "Is a NeMo module better than the obvious alternatives? Points of test accuracy, mean "
-            f"of models and subsets: {'; '.join(parts)}. All have its size but the whole standard "
-            "model, which is not fine-tuned."
+            f"of models and subsets: {'; '.join(parts)}. All have its size but the standard model, "
+            "`whole` as it is and `tuned` on the subset."
         )
     return lines
 

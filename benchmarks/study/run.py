@@ -10,18 +10,21 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.study.baselines import measure_baselines
+from benchmarks.study.baselines import baselines
 from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import Unit
 from nemo.config import Params, PerFamily
-from nemo.data import Batches, Prepared
+from nemo.data import Batches, Prepared, load
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
 from nemo.evaluation.modular import measure_masks
@@ -44,46 +47,113 @@ from nemo.training.finetune import finetune_module
 
 WORK = Path("study")
 CELLS = Path("reports/cifar10-cpu/cells")
+Job = Callable[[], Any]
+_worker: dict[str, Any] = {}  # what a process of `run_together` works with
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     """Compute what is missing of `unit` and write its file; a killed run goes on where it was."""
+    for jobs in unit_jobs(unit, profile, data):
+        for job in jobs.values():
+            job()
     params = unit.params(profile)
     layout = unit_layout(params, unit, data)
-    chosen = [cell for cell in cells(params) if cell.method in unit.methods]
-    subsets = unit.subsets_of(params)
-    for cell in chosen:
-        _train(params, cell, data, layout)
-        if cell.method in MODULAR:
-            _modularize(params, cell, data, layout, subsets)
+    subsets, chosen = unit.subsets_of(params), _chosen(unit, params)
     narrowed = params.model_copy(update={"methods": list(unit.methods), "subsets": subsets})
     evaluate_model(narrowed, data.name, unit.model, data, layout)
-    extras: dict[str, Any] = {}
-    if not unit.changes:
-        modular = [cell for cell in chosen if cell.method in MODULAR]
-        extras["gap"] = [row for c in modular for row in mask_gap(params, c, data, layout)]
-        extras["thresholds"] = [
-            row for c in modular for row in _thresholds(params, c, data, layout)
-        ]
-    if unit.baselines:
-        extras["baselines"] = measure_baselines(params, unit, data, layout)
-    if unit.granularity:
-        extras["granularity"] = granularity(params, unit, data, layout)
+    extras: dict[str, list[dict[str, Any]]] = {}
+    for what, job in _measurements(unit, params, data, layout):
+        extras.setdefault(what, []).extend(job())
     file = CELLS / f"{unit.name}.json"
     write_json(file, {**_facts(unit, params, data, layout, chosen, subsets), **extras})
     return file
 
 
+def run_together(units: list[Unit], profile: Params, data_folder: Path, processes: int) -> None:
+    """Compute what is missing of several units in as many processes, one thread each if need be:
+    what no two of them share is done at the same time. `run_unit` then finds everything there."""
+    data, context = load(data_folder), get_context("spawn")
+    arguments = (profile.model_dump(), data_folder, max(1, (os.cpu_count() or 1) // processes))
+    with context.Pool(processes, _start_worker, arguments) as pool:
+        for step in range(3):
+            todo = {name: unit for unit in units for name in unit_jobs(unit, profile, data)[step]}
+            calls = [(unit, step, name) for name, unit in todo.items()]
+            for name, seconds in pool.imap_unordered(_work, calls, chunksize=1):
+                print(f"{seconds:6.1f} s  {name}", flush=True)
+
+
+def _start_worker(raw: dict[str, Any], data_folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _worker["profile"], _worker["data"] = Params.model_validate(raw), load(data_folder)
+
+
+def _work(call: tuple[Unit, int, str]) -> tuple[str, float]:
+    unit, step, name = call
+    begin = time.perf_counter()
+    unit_jobs(unit, _worker["profile"], _worker["data"])[step][name]()
+    return name, time.perf_counter() - begin
+
+
+def unit_jobs(unit: Unit, profile: Params, data: Prepared) -> tuple[dict[str, Job], ...]:
+    """What a unit consists of, in three steps; the jobs of a step do not need each other. A job
+    that two units share has one name. Each does nothing, or gives what it has, if it was done."""
+    params = unit.params(profile)
+    layout, subsets = unit_layout(params, unit, data), unit.subsets_of(params)
+    train, cut, measure = {}, {}, {}
+    for cell in _chosen(unit, params):
+        folder = _trained(params, cell, data)
+        train[f"{folder} {cell.name}"] = partial(_train, params, cell, data, folder)
+        cut[f"{layout.root} {cell.name}"] = partial(
+            _cut, params, cell, data, layout, folder, subsets
+        )
+        if cell.method in MODULAR:
+            for subset in subsets:
+                tune = partial(_tune, params, cell, data, layout, subset)
+                measure[f"{layout.finetuned(cell, subset)}"] = tune
+    for number, (what, job) in enumerate(_measurements(unit, params, data, layout)):
+        measure[f"{layout.root} {what} {number}"] = job
+    return train, cut, measure
+
+
+def _measurements(
+    unit: Unit, params: Params, data: Prepared, layout: Layout
+) -> Iterator[tuple[str, Callable[[], list[dict[str, Any]]]]]:
+    """What the tables need besides the evaluation, each kept in a file of the unit."""
+    modular = [cell for cell in _chosen(unit, params) if cell.method in MODULAR]
+    for cell in modular if not unit.changes else ():
+        kept = layout.root / "gap" / f"{cell.method}.json"
+        yield "gap", partial(once, kept, partial(mask_gap, params, cell, data, layout))
+        kept = layout.root / "thresholds" / f"{cell.method}.json"
+        yield "thresholds", partial(once, kept, partial(_thresholds, params, cell, data, layout))
+    if unit.baselines:
+        for file, make in baselines(params, unit, data, layout):
+            yield "baselines", partial(once, file, make)
+    if unit.granularity:
+        for file, make in granularity(params, unit, data, layout):
+            yield "granularity", partial(once, file, make)
+
+
+def once(file: Path, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows in `file`, made first if they are not there."""
+    if not file.exists():
+        write_json(file, make())
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
+    return rows
+
+
+def _chosen(unit: Unit, params: Params) -> list[Cell]:
+    return [cell for cell in cells(params) if cell.method in unit.methods]
+
+
 def unit_layout(params: Params, unit: Unit, data: Prepared) -> Layout:
     """Where the unit's weights and modules are; other params or images go elsewhere."""
-    return Layout(WORK / f"{unit.name}-{digest([params.model_dump(), data.sha256])}")
+    decides = params.model_dump(exclude={"device"})
+    return Layout(WORK / f"{unit.name}-{digest([decides, data.sha256])}")
 
 
-def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
-    """Train a cell, or take it from a unit that had the same one."""
-    if layout.train(cell).exists():
-        return
+def _trained(params: Params, cell: Cell, data: Prepared) -> Path:
+    """Where a training is that any unit with the same one takes over."""
     family = MODEL_FAMILIES[cell.model]
     section = {"standard": None, "mwt": params.mwt, "nemo": params.loss}[cell.method]
     of_family = {
@@ -93,31 +163,38 @@ def _train(params: Params, cell: Cell, data: Prepared, layout: Layout) -> None:
     shape = params.architecture.of(cell.model).model_dump()
     recipe = params.train.model_dump(exclude={"processes"})
     key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop]
-    shared = WORK / "trained" / digest(key)
-    if not (shared / "train").exists():
-        ends: list[float] = [time.perf_counter()]
-        train_cell(
-            params,
-            cell,
-            data,
-            shared / "train",
-            lambda e, r: ends.append(time.perf_counter()),
-            watch_test=True,
-        )
-        gaps = [b - a for a, b in itertools.pairwise(ends)]
-        write_json(shared / "made.json", {**provenance(), "epoch_seconds": gaps})
-    with new_folder(layout.train(cell)) as folder:
-        shutil.copytree(shared / "train", folder, dirs_exist_ok=True)
-        if (shared / "made.json").exists():  # else killed between the two: its times are lost
-            shutil.copy(shared / "made.json", folder)
-        else:
-            write_json(folder / "made.json", provenance())
+    return WORK / "trained" / digest(key)
 
 
-def _modularize(
-    params: Params, cell: Cell, data: Prepared, layout: Layout, subsets: list[str]
+def _train(params: Params, cell: Cell, data: Prepared, folder: Path) -> None:
+    if (folder / "train").exists():
+        return
+    ends: list[float] = [time.perf_counter()]
+    train_cell(
+        params,
+        cell,
+        data,
+        folder / "train",
+        lambda e, r: ends.append(time.perf_counter()),
+        watch_test=True,
+    )
+    gaps = [b - a for a, b in itertools.pairwise(ends)]
+    write_json(folder / "made.json", {**provenance(params), "epoch_seconds": gaps})
+
+
+def _cut(
+    params: Params, cell: Cell, data: Prepared, layout: Layout, trained: Path, subsets: list[str]
 ) -> None:
-    """Class masks, and the modules of `subsets` as cut and fine-tuned."""
+    """The trained cell as part of the unit, its class masks, and the modules of `subsets`."""
+    if not layout.train(cell).exists():
+        with new_folder(layout.train(cell)) as folder:
+            shutil.copytree(trained / "train", folder, dirs_exist_ok=True)
+            if (trained / "made.json").exists():  # else killed between the two: its times are lost
+                shutil.copy(trained / "made.json", folder)
+            else:
+                write_json(folder / "made.json", provenance(params))
+    if cell.method not in MODULAR:
+        return
     if not layout.masks(cell).exists():
         measure_masks(
             _modular(params, cell, layout),
@@ -133,25 +210,25 @@ def _modularize(
         module = layout.module(cell, subset)
         if not module.exists():
             cut_module(cell, subset, layout.train(cell), layout.masks(cell), meta, module)
-        if not layout.finetuned(cell, subset).exists():
-            tuned = layout.finetuned(cell, subset)
-            finetune_module(params, cell, module, data, tuned, watch_test=True)
+
+
+def _tune(params: Params, cell: Cell, data: Prepared, layout: Layout, subset: str) -> None:
+    tuned = layout.finetuned(cell, subset)
+    if not tuned.exists():
+        finetune_module(params, cell, layout.module(cell, subset), data, tuned, watch_test=True)
 
 
 def _thresholds(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict[str, Any]]:
     """T4: the class masks' figures at every threshold, from one pass over the images."""
-    file = layout.masks(cell).with_name("thresholds.json")
-    if not file.exists():
-        modular = _modular(params, cell, layout)
-        seen = [
-            ({layer: bit.cpu() for layer, bit in bits.items()}, labels.cpu())
-            for bits, labels in sample_bits(modular, _training_images(params, data))
-        ]
-        bits = {layer: torch.cat([batch[layer] for batch, _ in seen]) for layer in modular.layers}
-        labels = torch.cat([label for _, label in seen])
-        frequency = mask_frequency([(bits, labels)])
-        write_json(file, [_at(threshold, frequency, bits, labels) for threshold in THRESHOLDS])
-    return [{"method": cell.method, **row} for row in json.loads(file.read_text())]
+    modular = _modular(params, cell, layout)
+    seen = [
+        ({layer: bit.cpu() for layer, bit in bits.items()}, labels.cpu())
+        for bits, labels in sample_bits(modular, _training_images(params, data))
+    ]
+    bits = {layer: torch.cat([batch[layer] for batch, _ in seen]) for layer in modular.layers}
+    labels = torch.cat([label for _, label in seen])
+    frequency = mask_frequency([(bits, labels)])
+    return [{"method": cell.method, **_at(t, frequency, bits, labels)} for t in THRESHOLDS]
 
 
 def _at(
@@ -208,7 +285,7 @@ def _facts(
         "changes": unit.changes,
         "params": params.model_dump(),
         "data_sha256": data.sha256,
-        "provenance": provenance(),
+        "provenance": provenance(params),
         "trained": made,
         "evaluation": evaluation,
         "history": history,
@@ -217,19 +294,26 @@ def _facts(
     }
 
 
-def provenance() -> dict[str, Any]:
+def provenance(params: Params) -> dict[str, Any]:
     """Of the figures being made now: revision, library and class of machine."""
+    device, machine = (
+        resolve_device(params.device),
+        f"{platform.machine()}, {os.cpu_count()} CPU cores",
+    )
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
         text=True,
         check=True,
+        cwd=Path(__file__).parent,
     )
     return {
         "revision": git.stdout.strip(),
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "machine": machine,
         "threads": torch.get_num_threads(),
     }
 

@@ -53,7 +53,7 @@ def measure_times(unit: Unit, profile: Params, data: Prepared, file: Path) -> No
     write_json(
         file,
         {
-            "provenance": provenance(),
+            "provenance": provenance(params),
             "latency": latencies(params, unit, data, layout),
             "training": training_steps(params, unit, data),
             "operations": operations(params, unit, data, layout),
@@ -62,7 +62,7 @@ def measure_times(unit: Unit, profile: Params, data: Prepared, file: Path) -> No
 
 
 def latencies(params: Params, unit: Unit, data: Prepared, layout: Layout) -> list[Row]:
-    """Milliseconds of a batch, of the standard model and every fine-tuned module."""
+    """Milliseconds of a batch, of the standard model and every module."""
     standard = Cell(data.name, unit.model, "standard", unit.seed)
     names: list[tuple[str, str]] = [("standard", "all")]
     models = [load_cell(layout.train(standard))]
@@ -70,7 +70,7 @@ def latencies(params: Params, unit: Unit, data: Prepared, layout: Layout) -> lis
         for subset in unit.subsets_of(params):
             names.append((method, subset))
             cell = Cell(data.name, unit.model, method, unit.seed)
-            models.append(load(layout.finetuned(cell, subset)))
+            models.append(load(layout.module(cell, subset)))
     models = [_like_in_use(model) for model in models]
     rows = []
     for batch, burst in BURST.items():

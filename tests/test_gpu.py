@@ -1,0 +1,160 @@
+"""What a GPU must give as the CPU does; skipped where there is none, CI included."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import nemo
+from nemo.config import Params
+from nemo.data import Batches, load, prepare
+from nemo.evaluation.modular import load_class_masks, measure_masks
+from nemo.evaluation.predict import predict
+from nemo.layout import Cell
+from nemo.losses import contrastive_loss, mwt_terms
+from nemo.masks import class_masks
+from nemo.models import build_model
+from nemo.training.cell import load_cell, train_cell, weights_sha256
+from nemo.training.cut import cut_module
+from nemo.training.finetune import finetune_module
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+ROOT = Path(__file__).parents[1]
+SHAPES = {
+    "resnet18": {"width": 0.25},
+    "vgg16": {"width": 0.25},
+    "vit_small": {"dim": 24, "depth": 3, "heads": 2, "patch": 4},
+    "deit_small": {"dim": 24, "depth": 3, "heads": 2, "patch": 4, "teacher": {"width": 0.25}},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    prepare("digits", params("cuda").data["digits"], folder)
+    return load(folder)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # checkpoints are below the working directory
+
+
+def params(device, amp=False):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw |= {"device": device, "models": list(SHAPES), "architecture": SHAPES}
+    raw["train"] |= {"epochs": 2, "amp": amp}
+    raw["finetune"] |= {"epochs": 1}
+    return Params.model_validate(raw)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
+def test_a_cell_goes_from_training_to_a_fine_tuned_module(data, tmp_path, model, method, amp):
+    cell, chosen = Cell("digits", model, method, 0), params("cuda", amp)
+    rows = []
+    train_cell(chosen, cell, data, tmp_path / "train", lambda epoch, row: rows.append(row))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    if method == "standard":
+        return
+    images = Batches(data.splits["train"], data.mean, data.std, 256, device="cuda")
+    trained = load_cell(tmp_path / "train").cuda()
+    sha = weights_sha256(tmp_path / "train")
+    measure_masks(trained, images, 0.5, tmp_path / "masks", sha)
+    there = load_class_masks(tmp_path / "masks", trained.layers, sha)
+    here = class_masks(
+        copy.deepcopy(trained).cpu(),
+        Batches(data.splits["train"], data.mean, data.std, 256),
+        threshold=0.5,
+    )
+    bits = [torch.cat([m.flatten() for m in masks.values()]) for masks in (there, here)]
+    assert (bits[0] != bits[1]).float().mean() < 0.01  # a mask that is 0 but for rounding
+    meta = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
+    cut = (cell, "0+1", tmp_path / "train", tmp_path / "masks", meta, tmp_path / "module")
+    cut_module(*cut)
+    finetune_module(chosen, cell, tmp_path / "module", data, tmp_path / "tuned")
+    module = nemo.load(tmp_path / "tuned")
+    test = data.restrict([0, 1]).splits["test"]
+    logits = [
+        predict(module.to(device), Batches(test, data.mean, data.std, 256, device=device))[0]
+        for device in ("cpu", "cuda")
+    ]
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_the_same_training_twice_gives_the_same_weights(data, tmp_path, model):
+    for name in ("one", "other"):
+        train_cell(params("cuda"), Cell("digits", model, "nemo", 0), data, tmp_path / name)
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_small"])
+def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(data, tmp_path, model):
+    def kill(epoch, row):
+        raise KilledError
+
+    cell = Cell("digits", model, "nemo", 0)
+    train_cell(params("cuda"), cell, data, tmp_path / "one")
+    with pytest.raises(KilledError):
+        train_cell(params("cuda"), cell, data, tmp_path / "other", kill)
+    seen = []
+    train_cell(
+        params("cuda"), cell, data, tmp_path / "other", lambda epoch, row: seen.append(epoch)
+    )
+    assert seen == [2]
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_module_is_exact(model):
+    shape = params("cuda").architecture.of(model)
+    modular = nemo.modularize(build_model(model, 10, 32, shape)).double().cuda().eval()
+    generator = torch.Generator().manual_seed(0)
+    masks = {
+        layer: (torch.rand(neurons, generator=generator) < 0.5).cuda()
+        for layer, neurons in modular.layers.items()
+    }
+    images = torch.randn(4, 3, 32, 32, generator=generator).double()
+    there = nemo.decompose(modular, masks)(images.cuda())
+    here = nemo.decompose(modular.cpu(), {k: m.cpu() for k, m in masks.items()})(images)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_through_masks_and_losses_are_those_of_the_cpu():
+    modular = nemo.modularize(build_model("resnet18", 10, 32, params("cuda").architecture.resnet18))
+    images, labels = torch.randn(8, 3, 32, 32).double(), torch.arange(8) % 4
+    gradients = []
+    for device in ("cpu", "cuda"):
+        network = copy.deepcopy(modular).double().to(device)
+        logits, masks = network(images.to(device))
+        there = labels.to(device)
+        terms = mwt_terms(masks, there)
+        (logits.square().mean() + contrastive_loss(masks, there, 0.2) + sum(terms)).backward()
+        gradients.append([p.grad.cpu() for p in network.parameters() if p.grad is not None])
+    for here, there in zip(*gradients, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-7, atol=1e-9)
+
+
+def test_a_module_on_the_gpu_is_saved_and_loaded(tmp_path):
+    modular = nemo.modularize(build_model("resnet18", 10, 32, params("cuda").architecture.resnet18))
+    masks = {
+        layer: torch.arange(neurons, device="cuda") % 2 == 0
+        for layer, neurons in modular.layers.items()
+    }
+    module = nemo.decompose(modular.cuda().eval(), masks)
+    nemo.save(module, tmp_path / "module")
+    images = torch.randn(2, 3, 32, 32)
+    there = module(images.cuda()).cpu()
+    torch.testing.assert_close(nemo.load(tmp_path / "module")(images), there, rtol=1e-3, atol=1e-3)
