@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.config import CnnShape, VitShape
+from nemo.device import repeatable
 from nemo.identifier import modularize
 from nemo.models import build_model
 from nemo.models.registry import Shape
@@ -83,12 +84,13 @@ def measure(
 ) -> dict[str, object]:
     steps = [make_step(name, shape, batch, modular, device, amp) for modular in (False, True)]
     seconds: list[list[float]] = [[], []]
-    for round_ in range(rounds + 1):
-        for step, times in zip(steps, seconds, strict=True):
-            begin = time.perf_counter()
-            step()
-            if round_:  # the first warms up
-                times.append(time.perf_counter() - begin)
+    with repeatable(torch.device(device)):  # as in training
+        for round_ in range(rounds + 1):
+            for step, times in zip(steps, seconds, strict=True):
+                begin = time.perf_counter()
+                step()
+                if round_:  # the first warms up
+                    times.append(time.perf_counter() - begin)
     standard, modular = (statistics.median(times) for times in seconds)
     return {
         "model": name,

@@ -1,6 +1,11 @@
-"""The device that params name."""
+"""The device that params name, and how to get the same numbers from it twice."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -26,3 +31,24 @@ def resolve_device(name: str) -> torch.device:
         accepted = ", ".join(["auto", *(k for k, available in there.items() if available)])
         raise ParamsError(f"device: {name} is not available here; accepted: {accepted}")
     return torch.device(name)
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """While this is entered, a GPU computes the same bits from the same inputs, as a CPU does with
+    one number of threads. torch warns of an operation that has no such way on a GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks by the stream
+    former = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    switches: Any = torch.utils.deterministic
+    filled = switches.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    switches.fill_uninitialized_memory = False  # a search for mistakes, and slow
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former, warn_only=warned)
+        switches.fill_uninitialized_memory = filled

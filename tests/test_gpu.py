@@ -55,7 +55,9 @@ def params(device, amp=False):
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("model", SHAPES)
 @pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
-def test_a_cell_goes_from_training_to_a_fine_tuned_module(data, tmp_path, model, method, amp):
+def test_a_cell_goes_from_training_to_a_fine_tuned_module(
+    data, tmp_path, monkeypatch, model, method, amp
+):
     cell, chosen = Cell("digits", model, method, 0), params("cuda", amp)
     rows = []
     train_cell(chosen, cell, data, tmp_path / "train", lambda epoch, row: rows.append(row))
@@ -79,6 +81,7 @@ def test_a_cell_goes_from_training_to_a_fine_tuned_module(data, tmp_path, model,
     cut_module(*cut)
     finetune_module(chosen, cell, tmp_path / "module", data, tmp_path / "tuned")
     module = nemo.load(tmp_path / "tuned")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     test = data.restrict([0, 1]).splits["test"]
     logits = [
         predict(module.to(device), Batches(test, data.mean, data.std, 256, device=device))[0]

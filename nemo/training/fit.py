@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nemo.config import Family, Recipe
 from nemo.data import Batches
+from nemo.device import repeatable
 from nemo.processes import (
     from_first,
     is_first,
@@ -110,7 +111,7 @@ def fit(
     if saved is not None:
         state.restore(saved)
     trained = together(model)
-    with _progress() as progress:
+    with repeatable(device), _progress() as progress:
         done = len(state.history)
         bar = progress.add_task(title, total=plan.epochs, completed=done, shown="")
         for epoch in range(done + 1, plan.epochs + 1):
