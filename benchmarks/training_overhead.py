@@ -2,7 +2,7 @@
 
     python benchmarks/training_overhead.py            # prints the table
     python benchmarks/training_overhead.py --write    # and writes it to reports/
-    python benchmarks/training_overhead.py --device cuda --write    # of a GPU, with and without AMP
+    python benchmarks/training_overhead.py --device cuda --write    # GPU: CUDA graphs, AMP
 
 Both steps (forward, loss, backward, SGD) run on the same random batch, interleaved in one process;
 the ratio is that of the medians. Goals: at most 1.15 at full width, at most 1.35 at width 0.25.
@@ -25,9 +25,14 @@ from nemo.device import repeatable
 from nemo.identifier import modularize
 from nemo.models import build_model
 from nemo.models.registry import Shape
-from nemo.training.fit import Plan
+from nemo.training.fit import Gradients, Plan, RecordedGradients
 from nemo.training.tasks import Task, contrastive_penalty, cross_entropy
 
+FORMS = {  # AMP, and whether the step is a CUDA graph
+    "cpu": ((False, False),),
+    "cuda": ((False, False), (False, True), (True, False), (True, True)),
+}
+WARM = RecordedGradients.WARM + 1  # rounds that are not counted
 CASES: list[tuple[str, str, Shape, int]] = [
     ("vgg16", "full width", CnnShape(), 64),
     ("resnet18", "full width", CnnShape(), 64),
@@ -40,7 +45,13 @@ CASES: list[tuple[str, str, Shape, int]] = [
 
 
 def make_step(
-    name: str, shape: Shape, batch: int, modular: bool, device: str = "cpu", amp: bool = False
+    name: str,
+    shape: Shape,
+    batch: int,
+    modular: bool,
+    device: str = "cpu",
+    amp: bool = False,
+    recorded: bool = False,
 ) -> Callable[[], None]:
     torch.manual_seed(0)
     base = build_model(name, 10, 32, shape)
@@ -51,21 +62,27 @@ def make_step(
     images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last).to(device)
     labels = torch.arange(batch, device=device) % 10
     task = Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation") if modular else None)
-    return stepper(model, task, Plan(1, "sgd", 0.01, 0.9, 0.0, 1), images, labels, amp)
+    plan = Plan(1, "sgd", 0.01, 0.9, 0.0, 1)
+    return stepper(model, task, plan, images, labels, amp, recorded)
 
 
 def stepper(
-    model: nn.Module, task: Task, plan: Plan, images: Tensor, labels: Tensor, amp: bool = False
+    model: nn.Module,
+    task: Task,
+    plan: Plan,
+    images: Tensor,
+    labels: Tensor,
+    amp: bool = False,
+    recorded: bool = False,
 ) -> Callable[[], None]:
     """A training step of `model`, always on the same batch."""
-    optimizer = plan.make_optimizer(model.train())
-    device = images.device
+    optimizer, device = plan.make_optimizer(model.train()), images.device
+    gradients = Gradients(model, task, device, amp)
+    if recorded:
+        gradients = RecordedGradients(model, task, device, amp, len(images))
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            loss = task(model, images, labels)["loss"]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        gradients(images, labels)
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -81,15 +98,18 @@ def measure(
     rounds: int,
     device: str = "cpu",
     amp: bool = False,
+    recorded: bool = False,
 ) -> dict[str, object]:
-    steps = [make_step(name, shape, batch, modular, device, amp) for modular in (False, True)]
+    steps = [
+        make_step(name, shape, batch, modular, device, amp, recorded) for modular in (False, True)
+    ]
     seconds: list[list[float]] = [[], []]
     with repeatable(torch.device(device)):  # as in training
-        for round_ in range(rounds + 1):
+        for round_ in range(rounds + WARM):
             for step, times in zip(steps, seconds, strict=True):
                 begin = time.perf_counter()
                 step()
-                if round_:  # the first warms up
+                if round_ >= WARM:
                     times.append(time.perf_counter() - begin)
     standard, modular = (statistics.median(times) for times in seconds)
     return {
@@ -97,6 +117,7 @@ def measure(
         "shape": label,
         "batch": batch,
         "precision": "bfloat16" if amp else "float32",
+        "step": "recorded" if recorded else "eager",
         "standard_ms": round(1000 * standard, 1),
         "modular_ms": round(1000 * modular, 1),
         "ratio": round(modular / standard, 3),
@@ -111,8 +132,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device, rows = arguments.device, []
     for case in CASES:
-        for amp in (False,) if device == "cpu" else (False, True):
-            rows.append(measure(*case, arguments.rounds, device, amp))
+        for amp, recorded in FORMS[device]:
+            rows.append(measure(*case, arguments.rounds, device, amp, recorded))
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False))

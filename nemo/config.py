@@ -150,6 +150,7 @@ class Recipe(Strict):
     epochs: PerFamily[Count]
     batch_size: Annotated[int, Field(ge=2, strict=True)]  # of all processes together
     processes: Count = 1
+    cuda_graphs: bool = False  # on CUDA, one launch a step; weights are the same
     optimizer: PerFamily[Literal["sgd", "adamw"]]
     lr: PerFamily[Positive]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 import nemo
-from nemo.config import Params
+from nemo.config import Params, ParamsError
 from nemo.data import Batches, load, prepare
 from nemo.evaluation.modular import load_class_masks, measure_masks
 from nemo.evaluation.predict import predict
@@ -20,6 +20,8 @@ from nemo.models import build_model
 from nemo.training.cell import load_cell, train_cell, weights_sha256
 from nemo.training.cut import cut_module
 from nemo.training.finetune import finetune_module
+from nemo.training.fit import Plan, fit
+from nemo.training.tasks import Task, cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -44,11 +46,11 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # checkpoints are below the working directory
 
 
-def params(device, amp=False):
+def params(device, amp=False, cuda_graphs=False):
     raw = yaml.safe_load((ROOT / "params.yaml").read_text())
     raw |= {"device": device, "models": list(SHAPES), "architecture": SHAPES}
-    raw["train"] |= {"epochs": 2, "amp": amp}
-    raw["finetune"] |= {"epochs": 1}
+    raw["train"] |= {"epochs": 2, "amp": amp, "cuda_graphs": cuda_graphs}
+    raw["finetune"] |= {"epochs": 2, "cuda_graphs": cuda_graphs}
     return Params.model_validate(raw)
 
 
@@ -98,23 +100,61 @@ def test_the_same_training_twice_gives_the_same_weights(data, tmp_path, model):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
+def test_a_recorded_step_trains_the_same_weights(data, tmp_path, model, method, amp):
+    recorded = []
+    for name, graphs in (("one", False), ("other", True)):
+        chosen, out = params("cuda", amp, graphs), tmp_path / name
+        cell = Cell("digits", model, method, 0)
+        train_cell(chosen, cell, data, out, lambda epoch, row: recorded.append(row))
+    assert recorded[:2] == recorded[2:]
+    one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_step_that_waits_for_the_gpu_cannot_be_recorded(data):
+    class Waits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3 * 16 * 16, 10)
+
+        def forward(self, images):
+            logits = self.layer(images.flatten(1))
+            return logits / logits.abs().max().item()
+
+    batches = Batches(data.splits["train"], data.mean, data.std, 64, shuffle=True, device="cuda")
+    with pytest.raises(ParamsError, match="cuda_graphs: a training step of this model cannot be"):
+        fit(
+            Waits().cuda(),
+            Task(cross_entropy),
+            batches,
+            Plan(1, "sgd", 0.1, 0.9, 0.0, 1),
+            device=torch.device("cuda"),
+            validate=dict,
+            cuda_graphs=True,
+        )
+
+
 class KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("model", ["resnet18", "vit_small"])
-def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(data, tmp_path, model):
+def test_a_resumed_training_ends_with_the_weights_of_an_undisturbed_one(
+    data, tmp_path, model, graphs
+):
     def kill(epoch, row):
         raise KilledError
 
-    cell = Cell("digits", model, "nemo", 0)
-    train_cell(params("cuda"), cell, data, tmp_path / "one")
+    cell, chosen = Cell("digits", model, "nemo", 0), params("cuda", cuda_graphs=graphs)
+    train_cell(chosen, cell, data, tmp_path / "one")
     with pytest.raises(KilledError):
-        train_cell(params("cuda"), cell, data, tmp_path / "other", kill)
+        train_cell(chosen, cell, data, tmp_path / "other", kill)
     seen = []
-    train_cell(
-        params("cuda"), cell, data, tmp_path / "other", lambda epoch, row: seen.append(epoch)
-    )
+    train_cell(chosen, cell, data, tmp_path / "other", lambda epoch, row: seen.append(epoch))
     assert seen == [2]
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "other"))
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -89,8 +89,10 @@ def _prepare(
     for name in names:
         if name not in known:
             raise click.UsageError(f"no unit {name!r}; see `python -m benchmarks.study list`")
-    profile = Params.model_validate(load_params(PROFILE).model_dump() | {"device": device})
-    resolve_device(device)
+    raw = load_params(PROFILE).model_dump() | {"device": device}
+    for recipe in ("train", "finetune"):
+        raw[recipe]["cuda_graphs"] = resolve_device(device).type == "cuda"
+    profile = Params.model_validate(raw)
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
     folder = WORK / "data" / digest(origin.model_dump()) / DATASET

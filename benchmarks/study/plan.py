@@ -18,6 +18,7 @@ ALPHAS = {"vgg16": (0.25, 0.5, 1.0, 2.0), "vit_small": (0.01, 0.03, 0.1, 0.3)}
 MWT = {"vgg16": (0.5, 1.5), "vit_small": (0.5, 0.85)}  # alpha and beta as published
 MWT_FACTORS = (0.25, 0.5, 1.0)
 TAUS = (0.1, 0.3, 0.5)  # besides the profile's 0.2
+WHERE = frozenset({"processes", "cuda_graphs"})  # keys of a recipe that decide no result
 PAIRS = ("airplane+automobile", "cat+dog")
 
 
@@ -67,10 +68,9 @@ class Unit:
         used += ["finetune"] if self.modular else []
         if now.architecture.of(self.model) != then.architecture.of(self.model):
             return False
-        where_and_how = {"processes"}
         return self.subsets_of(now) == self.subsets_of(then) and all(
-            _of_family(getattr(now, key), self.model, where_and_how)
-            == _of_family(getattr(then, key), self.model, where_and_how)
+            _of_family(getattr(now, key), self.model, WHERE)
+            == _of_family(getattr(then, key), self.model, WHERE)
             for key in used
         )
 
@@ -101,7 +101,7 @@ def units() -> Iterator[Unit]:
             yield _knob(f"vgg16-{form}-tau-{tau:g}-0", "vgg16", changes)
 
 
-def _of_family(section: Any, model: str, without: set[str]) -> dict[str, Any]:
+def _of_family(section: Any, model: str, without: frozenset[str]) -> dict[str, Any]:
     """The values of a section of the params that `model` gets."""
     family = MODEL_FAMILIES[model]
     return {

@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.study.baselines import baselines
 from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
-from benchmarks.study.plan import Unit
+from benchmarks.study.plan import WHERE, Unit
 from nemo.config import Params, PerFamily
 from nemo.data import Batches, Prepared, load
 from nemo.device import resolve_device
@@ -148,7 +148,9 @@ def _chosen(unit: Unit, params: Params) -> list[Cell]:
 
 def unit_layout(params: Params, unit: Unit, data: Prepared) -> Layout:
     """Where the unit's weights and modules are; other params or images go elsewhere."""
-    decides = params.model_dump(exclude={"device"})
+    decides = params.model_dump(
+        exclude={"device": True, "train": set(WHERE), "finetune": set(WHERE)}
+    )
     return Layout(WORK / f"{unit.name}-{digest([decides, data.sha256])}")
 
 
@@ -161,7 +163,7 @@ def _trained(params: Params, cell: Cell, data: Prepared) -> Path:
         for key, value in (section or ())
     }
     shape = params.architecture.of(cell.model).model_dump()
-    recipe = params.train.model_dump(exclude={"processes"})
+    recipe = params.train.model_dump(exclude=set(WHERE))
     key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop]
     return WORK / "trained" / digest(key)
 

@@ -81,6 +81,7 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.part = part
+        self.batch_size = batch_size
         self.epoch = 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # x / 255, minus mean, by std: as one multiplication and one addition on 0..255

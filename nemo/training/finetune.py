@@ -149,6 +149,7 @@ def finetune(
         Plan.of(recipe, family, recipe.t_max.of(family) if recipe.t_max else None),
         device=device,
         validate=validate,
+        cuda_graphs=recipe.cuda_graphs,
         on_epoch=best.see,
         title=title,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from nemo.config import Family, Recipe
+from nemo.config import Family, ParamsError, Recipe
 from nemo.data import Batches
 from nemo.device import repeatable
 from nemo.processes import (
@@ -86,6 +85,7 @@ def fit(
     device: torch.device,
     validate: Callable[[], Row],
     amp: bool = False,
+    cuda_graphs: bool = False,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[int, Row], None] = lambda epoch, row: None,
     title: str = "training",
@@ -100,17 +100,24 @@ def fit(
 
     Args:
         task: gives a dict with `loss` and parts, all scalars, of the whole batch.
+        cuda_graphs: on a CUDA device, replay one recording of the step; see RecordedGradients.
         validate: gives the validation columns of a row; runs after each epoch.
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
         NonFiniteLossError: the loss, or a weight at the end of an epoch, became NaN or infinite.
+        ParamsError: `cuda_graphs` with several processes, or where a step cannot be recorded.
     """
+    if cuda_graphs and several():
+        raise ParamsError("cuda_graphs: accepted with several processes: false")
     state = _State(model, plan, device)
     saved = from_first(lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None)
     if saved is not None:
         state.restore(saved)
     trained = together(model)
+    gradients = Gradients(trained, task, device, amp)
+    if cuda_graphs and device.type == "cuda":
+        gradients = RecordedGradients(trained, task, device, amp, batches.batch_size)
     with repeatable(device), _progress() as progress:
         done = len(state.history)
         bar = progress.add_task(title, total=plan.epochs, completed=done, shown="")
@@ -118,7 +125,7 @@ def fit(
             batches.set_epoch(epoch)
             _decorrelate(batches.seed, epoch)
             lr = state.scheduler.get_last_lr()[0]
-            means = _train_epoch(trained, task, batches, state.optimizer, device, amp, epoch)
+            means = _train_epoch(gradients, batches, state.optimizer, epoch)
             _check_weights(model, epoch)
             state.scheduler.step()
             row: Row = {"epoch": epoch, "lr": float(lr), **means, **validate()}
@@ -157,30 +164,107 @@ class _State:
         _set_rng(saved["rng"], self.device)
 
 
-def _train_epoch(
-    model: nn.Module,
-    task: TaskFunction,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    amp: bool,
-    epoch: int,
-) -> Row:
-    model.train()
-    totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
-    seen = 0
-    for step, (images, labels) in enumerate(batches, 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp), whole_batch_norm():
-            parts = task(model, images, labels)
-        if not torch.isfinite(parts["loss"]):  # all processes see the same loss, and all stop
-            raise NonFiniteLossError(_non_finite(parts, epoch, step))
-        optimizer.zero_grad(set_to_none=True)
+class Gradients:
+    """The forward and backward pass of a batch: leaves gradients in the parameters, and gives the
+    parts of the loss, (P,) float64 on `device`, whose names are in `names`."""
+
+    def __init__(self, model: nn.Module, task: TaskFunction, device: torch.device, amp: bool):
+        self.model = model
+        self.task = task
+        self.device = device
+        self.amp = amp
+        self.names: list[str] = []
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.model.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, self.amp), whole_batch_norm():
+            parts = self.task(self.model, images, labels)
         parts["loss"].backward()
+        self.names = list(parts)
+        return torch.stack([value.detach().double() for value in parts.values()])
+
+
+class RecordedGradients(Gradients):
+    """The same from a CUDA graph: a modular step of a small model is a thousand short kernels, and
+    one replay costs less than launching each. Batches of another size go one by one, and so do the
+    first ones, in which libraries set themselves up.
+
+    Raises:
+        ParamsError: the model or task does what cannot be recorded, such as waiting for the GPU.
+    """
+
+    WARM = 3
+
+    def __init__(
+        self, model: nn.Module, task: TaskFunction, device: torch.device, amp: bool, size: int
+    ):
+        super().__init__(model, task, device, amp)
+        self.size = size
+        self.seen = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        if len(images) != self.size or self.seen < self.WARM:
+            self.seen += len(images) == self.size
+            return super().__call__(images, labels)
+        if self.graph is None:
+            self._record(images, labels)
+        assert self.graph is not None
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient
+        return self.parts.clone()
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.device), torch.cuda.graph(graph):
+                self.parts = super().__call__(self.images, self.labels)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise ParamsError(
+                f"cuda_graphs: a training step of this model cannot be recorded ({why}); "
+                "accepted: false"
+            ) from error
+        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.graph = graph
+
+
+def _train_epoch(
+    gradients: Gradients, batches: Batches, optimizer: torch.optim.Optimizer, epoch: int
+) -> Row:
+    gradients.model.train()
+    # looking at a loss makes the CPU wait for a GPU, which then waits for the next launch
+    every = 1 if gradients.device.type == "cpu" else 16
+    log: list[Tensor] = []
+    sizes: list[int] = []
+    for images, labels in batches:
+        log.append(gradients(images, labels))
+        sizes.append(len(labels))
+        if len(log) % every == 0:
+            _check_loss(gradients.names, log[-every:], epoch, len(log) - every)
         optimizer.step()
-        seen += len(labels)
-        for name, value in parts.items():
-            totals[name] += value.detach() * len(labels)
-    return {name: round(total.item() / seen, 6) for name, total in totals.items()}
+    _check_loss(gradients.names, log[-every:], epoch, len(log[:-every]))
+    share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    means = share @ torch.stack(log).cpu()
+    return {n: round(mean, 6) for n, mean in zip(gradients.names, means.tolist(), strict=True)}
+
+
+def _check_loss(names: list[str], log: list[Tensor], epoch: int, before: int) -> None:
+    """Raise NonFiniteLossError at the first step whose loss is not finite; of several processes
+    all see the same loss, and all stop."""
+    for step, parts in enumerate(torch.stack(log).tolist(), before + 1):
+        values = dict(zip(names, parts, strict=True))
+        if not math.isfinite(values["loss"]):
+            bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+            remedy = "".join(text for name, text in REMEDIES.items() if name in values)
+            raise NonFiniteLossError(
+                f"epoch {epoch}, step {step}: {bad} is not finite; try a smaller lr{remedy}"
+            )
 
 
 def _decorrelate(seed: int, epoch: int) -> None:
@@ -189,12 +273,6 @@ def _decorrelate(seed: int, epoch: int) -> None:
     if several():
         mixed = np.random.SeedSequence([seed, epoch, *this_part()]).generate_state(1)
         torch.manual_seed(int(mixed[0]))
-
-
-def _non_finite(parts: dict[str, Tensor], epoch: int, step: int) -> str:
-    bad = [name for name, value in parts.items() if not math.isfinite(value.item())]
-    remedy = "".join(text for name, text in REMEDIES.items() if name in parts)
-    return f"epoch {epoch}, step {step}: {', '.join(bad)} is not finite; try a smaller lr{remedy}"
 
 
 def _check_weights(model: nn.Module, epoch: int) -> None:
