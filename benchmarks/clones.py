@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -27,11 +28,28 @@ def small_params() -> dict[str, object]:
     return params
 
 
-def clone(folder: Path, params: Path | None) -> Path:
+def changed(params: Path, changes: Iterable[str]) -> str:
+    """The text of a params file after changes such as `loss.tau=0.5`, as `dvc exp run -S` has them.
+
+    Raises:
+        KeyError: a section that the file has not.
+    """
+    raw = yaml.safe_load(params.read_text())
+    for change in changes:
+        name, _, value = change.partition("=")
+        *path, last = name.split(".")
+        section = raw
+        for key in path:
+            section = section[key]
+        section[last] = yaml.safe_load(value)
+    return yaml.safe_dump(raw)
+
+
+def clone(folder: Path, params: Path | None, changes: Iterable[str] = ()) -> Path:
     """The last commit in `folder`, with nothing made yet; without `params`, with the small ones."""
     subprocess.run(["git", "clone", "-q", "--no-hardlinks", str(ROOT), str(folder)], check=True)
     subprocess.run(["git", "checkout", "-q", COMMIT], cwd=folder, check=True)
-    text = yaml.safe_dump(small_params()) if params is None else params.read_text()
+    text = yaml.safe_dump(small_params()) if params is None else changed(params, changes)
     (folder / "params.yaml").write_text(text)
     (folder / "dvc.lock").unlink()
     return folder

@@ -3,6 +3,7 @@
     python -m benchmarks.same_bytes                         # a small pipeline, twice
     python -m benchmarks.same_bytes --write                 # and writes reports/same_bytes.md
     python -m benchmarks.same_bytes --params params.yaml    # the default pipeline, twice
+    python -m benchmarks.same_bytes --params profiles/cifar10-cpu.yaml -S 'models=[vgg16]' --write
 
 Both run `dvc repro` on this machine with the same number of threads, one after the other.
 """
@@ -22,20 +23,24 @@ from nemo.config import load_params
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--params", type=Path, help="Params file; by default a small one.")
+    parser.add_argument("-S", dest="changes", action="append", default=[], help="A param: a.b=c.")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     runs = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("one", "other"):
-            folder = clone(Path(temporary) / name, arguments.params)
+            folder = clone(Path(temporary) / name, arguments.params, arguments.changes)
             log = folder.with_suffix(".log")
             finish(repro(folder, log=log), log)
             runs.append(contents(folder))
     profile = load_params(arguments.params).profile if arguments.params else "small"
-    page = report(*runs, str(arguments.params or "the small one of benchmarks/clones.py"), profile)
+    shown = [change for change in arguments.changes if ".source=" not in change]  # a place here
+    pipeline = f"{arguments.params or 'the small one of benchmarks/clones.py'}"
+    page = report(*runs, f"{pipeline} with {', '.join(shown)}" if shown else pipeline, profile)
     print(page)
     if arguments.write:
-        Path("reports/same_bytes.md").write_text(page)
+        end = f"-{profile}" if arguments.params else ""
+        Path(f"reports/same_bytes{end}.md").write_text(page)
     if runs[0] != runs[1]:
         raise SystemExit("two clones differ")
 

@@ -1,9 +1,10 @@
 from dataclasses import replace
 
 import torch
+import yaml
 
 from benchmarks import kills, module_speed, same_bytes
-from benchmarks.clones import small_params
+from benchmarks.clones import changed, small_params
 from benchmarks.coverage import measure as measure_coverage
 from benchmarks.coverage import write
 from benchmarks.merge import WAYS, row_of, table_of
@@ -67,6 +68,14 @@ def test_the_kills_benchmark_wants_the_same_lock_and_files_and_no_epoch_twice():
     for change in ({"lock": "other"}, {"files": {}}, {"epochs": 9}):
         assert not kills.row("dvc alone", replace(run, **change), usual)["holds"]
     assert check_params(small_params(), "small").profile == "small"
+
+
+def test_params_of_a_clone_are_changed_as_dvc_would(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("models: [vgg16]\nloss: {alpha: {cnn: 1.0}, tau: 0.2}\n")
+    text = changed(file, ["models=[a, b]", "loss.alpha.cnn=0.5"])
+    expected = {"models": ["a", "b"], "loss": {"alpha": {"cnn": 0.5}, "tau": 0.2}}
+    assert yaml.safe_load(text) == expected
 
 
 def test_the_same_bytes_benchmark_names_what_differs():

@@ -16,6 +16,7 @@ from benchmarks.study.times import measure_times
 from nemo.config import Params, load_params
 from nemo.data import load, prepare
 from nemo.device import resolve_device
+from nemo.locks import locked
 
 PROFILE = Path("profiles/cifar10-cpu.yaml")
 DATASET = "cifar10"
@@ -96,8 +97,9 @@ def _prepare(
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
     folder = WORK / "data" / digest(origin.model_dump()) / DATASET
-    if not folder.exists():
-        prepare(DATASET, origin, folder)
+    with locked(folder.with_name("lock")):  # studies that start at once
+        if not folder.exists():
+            prepare(DATASET, origin, folder)
     return profile, folder, [known[name] for name in names or known]
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "standard, whole": COLOURS["standard"],
     "standard, tuned": "#999999",
 }
+STRENGTH = {"nemo": "loss.alpha", "mwt": "mwt.alpha and mwt.beta, x"}
 PUBLISHED = {"gain": 1.72, "size reduction %": 58.10}  # abstract of the paper, full scale
 Frame = pd.DataFrame
 
@@ -52,8 +53,8 @@ def _modules(frame: Frame, path: Path) -> str:
                 front = _front(means)
                 axis.step(front.iloc[:, 0], front.iloc[:, 1], where="post", color="#BBBBBB", lw=1)
                 axis.set_xscale("log")
-                axis.set_xlim(1, 130)
-                axis.set_xticks([1, 10, 100], ["1", "10", "100"])
+                axis.set_xlim(min(10, 0.8 * frame["parameters %"].min()), 125)
+                axis.set_xticks([10, 30, 100], ["10", "30", "100"])
                 axis.set_xticks([], minor=True)
             row[0].set_ylabel(f"{model}\naccuracy, %")
         for axis, subset in zip(axes[0], subsets, strict=True):
@@ -86,9 +87,12 @@ def _sensitivity(frame: Frame, path: Path) -> str:
         (knob, model)
         for knob in dict.fromkeys(frame["knob"])
         for model in dict.fromkeys(frame[frame["knob"] == knob]["model"])
+        if frame[(frame["knob"] == knob) & (frame["model"] == model)]["value"].nunique() > 1
     ]
-    with figure(path, 2, len(panels), (2.3 * len(panels), 4.2)) as axes:
-        for column, (knob, model) in zip(axes.T, panels, strict=True):
+    with figure(path, 2, len(panels) + 1, (2.3 * (len(panels) + 1), 4.2)) as axes:
+        for axis, model in zip(axes[:, 0], dict.fromkeys(frame["model"]), strict=False):
+            _trade(axis, frame[(frame["model"] == model) & frame["accuracy %"].notna()], model)
+        for column, (knob, model) in zip(axes[:, 1:].T, panels, strict=True):
             mine = frame[(frame["knob"] == knob) & (frame["model"] == model)]
             upper = "coupling" if knob == "masks.threshold" else "accuracy %"
             for axis, y in zip(column, (upper, "nrr"), strict=True):
@@ -109,9 +113,20 @@ def _sensitivity(frame: Frame, path: Path) -> str:
             if mine["method"].nunique() > 1:
                 column[1].legend(fontsize=7)
     return (
-        "One knob at a time; above accuracy (or coupling), below the neurons a class keeps. "
+        "Left: accuracy against the neurons a class keeps, a point for each strength of a method's "
+        "loss. Then one knob at a time; above accuracy (or coupling), below the neurons kept. "
         "Dotted: the standard model."
     )
+
+
+def _trade(axis: Any, frame: Frame, model: str) -> None:
+    """Accuracy against neurons kept, a line for each method's strengths of its loss."""
+    for method in ("mwt", "nemo"):
+        strengths = frame["knob"] == STRENGTH[method]
+        rows = frame[strengths].groupby("value")[["nrr", "accuracy %"]].mean().sort_values("nrr")
+        axis.plot(rows["nrr"], rows["accuracy %"], "-o", ms=4, color=COLOURS[method], label=method)
+    axis.set(title=model, xlabel="nrr", ylabel="accuracy %")
+    axis.legend(fontsize=7)
 
 
 def _granularity(frame: Frame, path: Path) -> str:
@@ -158,9 +173,11 @@ def _alternatives(frame: Frame, path: Path) -> str:
 
 def _gap(frame: Frame, path: Path) -> str:
     nemo = frame[frame["method"] == "nemo"]
-    columns = ["soft", "binary", "binary + bn", "mean + bn", "binary + bn, low threshold"]
-    tall = nemo.melt(["model", "seed"], columns, "kind", "accuracy")
-    tones = dict(zip(columns, (INK, "#D55E00", "#E69F00", "#0072B2", "#56B4E9"), strict=True))
+    columns = ["soft", "binary", "binary + bn", "mean", "mean + bn", "binary + bn, low threshold"]
+    means = nemo.groupby(["model", "seed"], sort=False)[columns].mean().reset_index()  # of subsets
+    tall = means.melt(["model", "seed"], columns, "kind", "accuracy")
+    inks = (INK, "#D55E00", "#E69F00", "#009E73", "#0072B2", "#56B4E9")
+    tones = dict(zip(columns, inks, strict=True))
     with figure(path, 1, 1, (6.5, 1 + 0.45 * nemo["model"].nunique())) as axes:
         _rows(axes.flat[0], tall, "model", "kind", "accuracy", tones)
         axes.flat[0].set_xlabel("validation accuracy, %, mean of subsets")
@@ -202,4 +219,6 @@ def _legend(axes: Any, kinds: list[str], tones: dict[str, str] = KINDS) -> None:
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], ls="", marker="o", color=tones[k], label=k) for k in kinds]
-    axes.flat[0].figure.legend(handles=marks, loc="outside upper center", ncols=len(marks))
+    drawing = axes.flat[0].figure
+    columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * max(map(len, kinds)))))
+    drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))
