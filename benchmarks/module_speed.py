@@ -167,17 +167,18 @@ def main() -> None:
         speeds.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         if costs is not None:
             costs.to_csv(out / "module_cost.csv", index=False, lineterminator="\n")
-        (out / f"{name}.md").write_text(report(speeds, costs))
+        (out / f"{name}.md").write_text(report(speeds, costs, arguments.device))
 
 
-def report(speeds: pd.DataFrame, costs: pd.DataFrame | None) -> str:
-    """The tables in Markdown; without the costs, which are of a CPU, `speeds` are of a GPU."""
-    where = f"{torch.get_num_threads()} CPU threads"
-    where = torch.cuda.get_device_name() if costs is None else where
+def report(speeds: pd.DataFrame, costs: pd.DataFrame | None, device: str) -> str:
+    """The tables in Markdown; `costs` are of a CPU only."""
+    where = f"float32, channels_last, {torch.get_num_threads()} CPU threads"
+    if device == "cuda":
+        where = f"float32 (convolutions in TF32), channels_last, {torch.cuda.get_device_name()}"
     rounds = ", ".join(f"{n} x {BURST[batch]} at batch {batch}" for batch, n in ROUNDS.items())
     page = (
         "Modules at keep .5 over the full model: medians of interleaved turns with warm weights "
-        f"({rounds}), images 3 x {SIZE} x {SIZE}, float32, channels_last, "
+        f"({rounds}), images 3 x {SIZE} x {SIZE}, "
         f"{where}, torch {torch.__version__.split('+')[0]}. "
         "Share: the time ratio over the FLOPs ratio. "
         "Like for like: the same against the full model, decomposed without masks and, where the "

@@ -141,7 +141,8 @@ def main() -> None:
         out, name = Path("reports"), "training_overhead" + ("-gpu" if device == "cuda" else "")
         table.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
         threads = f"{torch.get_num_threads()} CPU threads"
-        where = threads if device == "cpu" else torch.cuda.get_device_name()
+        gpu = "float32 with convolutions in TF32, {}"
+        where = threads if device == "cpu" else gpu.format(torch.cuda.get_device_name())
         caption = (
             f"Modular over standard step: medians of {arguments.rounds} interleaved rounds, "
             f"images 3 x 32 x 32, {where}, torch {torch.__version__.split('+')[0]}.\n\n"

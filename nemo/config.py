@@ -150,7 +150,7 @@ class Recipe(Strict):
     epochs: PerFamily[Count]
     batch_size: Annotated[int, Field(ge=2, strict=True)]  # of all processes together
     processes: Count = 1
-    cuda_graphs: bool = False  # on CUDA, one launch a step; weights are the same
+    cuda_graphs: bool = False  # on CUDA, a step's forward and backward pass as one launch
     optimizer: PerFamily[Literal["sgd", "adamw"]]
     lr: PerFamily[Positive]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd
@@ -163,6 +163,13 @@ class Recipe(Strict):
         if images % processes:
             raise ValueError(f"{processes} processes do not share batch_size {images} evenly")
         return processes
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _record_one_process(cls, graphs: bool, info: ValidationInfo) -> bool:
+        if graphs and info.data.get("processes", 1) > 1:
+            raise ValueError("true, where several processes share a batch; accepted: false")
+        return graphs
 
 
 class TrainParams(Recipe):

@@ -30,6 +30,8 @@ def resolve_device(name: str) -> torch.device:
     if not there[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         accepted = ", ".join(["auto", *(k for k, available in there.items() if available)])
         raise ParamsError(f"device: {name} is not available here; accepted: {accepted}")
+    if kind == "cuda":  # read when cuBLAS is first used; without it its sums are not repeatable
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return torch.device(name)
 
 
@@ -40,7 +42,6 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS picks by the stream
     former = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     switches: Any = torch.utils.deterministic

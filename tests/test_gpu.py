@@ -100,16 +100,46 @@ def test_the_same_training_twice_gives_the_same_weights(data, tmp_path, model):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.fixture
+def replays(monkeypatch):
+    """Grows with every replay of a CUDA graph."""
+    seen, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(
+        torch.cuda.CUDAGraph, "replay", lambda graph: (seen.append(graph), replay(graph))
+    )
+    return seen
+
+
+def test_a_recorded_fine_tuning_gives_the_same_module(data, tmp_path, replays):
+    cell = Cell("digits", "resnet18", "nemo", 0)
+    train_cell(params("cuda"), cell, data, tmp_path / "train")
+    trained, sha = load_cell(tmp_path / "train").cuda(), weights_sha256(tmp_path / "train")
+    images = Batches(data.splits["train"], data.mean, data.std, 256, device="cuda")
+    measure_masks(trained, images, 0.5, tmp_path / "masks", sha)
+    meta = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
+    cut = (cell, "0-4", tmp_path / "train", tmp_path / "masks", meta, tmp_path / "module")
+    cut_module(*cut)
+    tuned = []
+    for graphs in (False, False, True):
+        chosen, out = params("cuda", cuda_graphs=graphs), tmp_path / f"tuned-{len(tuned)}"
+        finetune_module(chosen, cell, tmp_path / "module", data, out)
+        tuned.append(nemo.load(out).state_dict())
+        assert bool(replays) == graphs
+    for other in tuned[1:]:
+        assert all(torch.equal(tuned[0][key], other[key]) for key in other)
+
+
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("model", SHAPES)
 @pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
-def test_a_recorded_step_trains_the_same_weights(data, tmp_path, model, method, amp):
-    recorded = []
+def test_a_recorded_step_trains_the_same_weights(data, tmp_path, replays, model, method, amp):
+    rows = []
     for name, graphs in (("one", False), ("other", True)):
         chosen, out = params("cuda", amp, graphs), tmp_path / name
         cell = Cell("digits", model, method, 0)
-        train_cell(chosen, cell, data, out, lambda epoch, row: recorded.append(row))
-    assert recorded[:2] == recorded[2:]
+        train_cell(chosen, cell, data, out, lambda epoch, row: rows.append(row))
+        assert bool(replays) == graphs
+    assert rows[:2] == rows[2:]
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "other"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 

@@ -83,7 +83,7 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model, mon
     made = {table.name: table for table in tables(read_units(cells), read_units(times))}
     kinds = set(summarised(made["T2-modules"])["kind"])
     assert kinds == same_size | {"mwt", "nemo", "standard", "standard, tuned"}
-    assert "digits" in setting(read_units(cells))
+    assert "digits" in setting(read_units(cells), read_units(times))
     monkeypatch.setattr(main, "CELLS", cells)
     monkeypatch.setattr(main, "TIMES", times)
     monkeypatch.setattr(main, "units", lambda: [unit])
@@ -102,9 +102,11 @@ def test_a_unit_ends_in_a_file_with_everything_the_tables_need(small, model, mon
 
 
 def test_over_seeds_there_is_a_mean_and_a_spread():
-    frame = pd.DataFrame({"model": ["a", "a", "b"], "seed": [0, 1, 0], "loss": [1.0, 3.0, None]})
+    columns = {"model": ["a", "a", "b"], "seed": [0, 1, 0], "device": ["CPU", "GPU", "CPU"]}
+    frame = pd.DataFrame({**columns, "loss": [1.0, 3.0, None]})
     shown = summarised(Table("T", "", "", ("model",), frame))
-    assert shown.to_dict("list") == {"model": ["a", "b"], "seeds": [2, 1], "loss": ["2 +- 1.4", ""]}
+    expected = {"model": ["a", "b"], "seeds": [2, 1], "device": ["CPU, GPU", "CPU"]}
+    assert shown.to_dict("list") == {**expected, "loss": ["2 +- 1.4", ""]}
 
 
 def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):
@@ -130,10 +132,21 @@ def test_several_processes_share_the_work(tmp_path, monkeypatch):
     main.PROFILE.parent.mkdir()
     main.PROFILE.write_text(yaml.safe_dump(raw))
     names = ["vgg16-equation-tau-0.3-0", "vgg16-equation-tau-0.5-0"]
-    done = CliRunner().invoke(main.cli, ["run", *names, "--jobs", "2"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    # cat+dog is no class of digits: this unit fails, and the others do not
+    units = [*names, "vgg16-released-0"]
+    done = CliRunner().invoke(main.cli, ["run", *units, "--jobs", "2"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: vgg16-released-0: ")
     trained = [path.name for path in (run.WORK / "trained").glob("*/train/*.safetensors")]
-    assert len(trained) == 3  # the standard model is shared
+    assert len(trained) == 4  # the standard model is shared by all three
     one, other = (read_units(run.CELLS)[name] for name in names)
     assert one["trained"]["standard"] == other["trained"]["standard"]
     assert one["history"]["nemo"] != other["history"]["nemo"]
+    begun = next(run.WORK.glob(f"{names[0]}-*")) / "device.json"
+    begun.write_text('{"device": "cuda"}')
+    done = CliRunner().invoke(main.cli, ["run", names[0]], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: device: cpu, and study/")
+    done = CliRunner().invoke(main.cli, ["run", names[0], "--device", "cuda:7"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: device: cuda:7 is not available here")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -10,10 +11,18 @@ import click
 from benchmarks.study.figures import draw
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
-from benchmarks.study.run import CELLS, WORK, digest, run_together, run_unit
+from benchmarks.study.run import (
+    CELLS,
+    WORK,
+    claimed,
+    digest,
+    provenance,
+    run_together,
+    run_unit,
+)
 from benchmarks.study.tables import Facts, plain_units, read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
-from nemo.config import Params, load_params
+from nemo.config import Params, ParamsError, load_params
 from nemo.data import load, prepare
 from nemo.device import resolve_device
 from nemo.locks import locked
@@ -63,11 +72,16 @@ def run(
 ) -> None:
     """Compute units, those without a file by default; a killed run goes on where it was."""
     profile, folder, wanted = _prepare(names, source, title, device)
-    wanted = [unit for unit in wanted if names or unit.name not in _finished()]
-    if jobs > 1:
-        run_together(wanted, profile, folder, jobs)
-    for unit in wanted:
-        click.echo(run_unit(unit, profile, load(folder)))
+    finished, data = _finished(), load(folder)
+    wanted = [unit for unit in wanted if names or unit.name not in finished]
+    provenance(profile)  # of no use later if it cannot be told
+    with _one_line(), claimed(wanted, profile, data):
+        if jobs > 1:
+            files = run_together(wanted, profile, folder, jobs)
+        else:
+            files = (run_unit(unit, profile, data) for unit in wanted)
+        for file in files:
+            click.echo(file)
 
 
 @cli.command()
@@ -75,11 +89,21 @@ def run(
 def times(names: tuple[str, ...], source: str | None, title: str | None) -> None:
     """Time finished units whose weights are still in study/, on a quiet machine's CPU."""
     profile, folder, wanted = _prepare(names, source, title, "cpu")
+    finished, data = _finished(), load(folder)
     for unit in wanted:
-        if names or (unit.modular and unit.name in _finished()):
+        if names or (unit.modular and unit.name in finished):
             file = TIMES / f"{unit.name}.json"
-            measure_times(unit, profile, load(folder), file)
+            measure_times(unit, profile, data, file)
             click.echo(file)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What a user can mend, as one line."""
+    try:
+        yield
+    except (ParamsError, RuntimeError, ArithmeticError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _prepare(
@@ -90,10 +114,9 @@ def _prepare(
     for name in names:
         if name not in known:
             raise click.UsageError(f"no unit {name!r}; see `python -m benchmarks.study list`")
-    raw = load_params(PROFILE).model_dump() | {"device": device}
-    for recipe in ("train", "finetune"):
-        raw[recipe]["cuda_graphs"] = resolve_device(device).type == "cuda"
-    profile = Params.model_validate(raw)
+    with _one_line():
+        profile = Params.model_validate(load_params(PROFILE).model_dump() | {"device": device})
+        resolve_device(device)
     changed = {k: v for k, v in (("source", source), ("title", title)) if v is not None}
     origin = profile.data[DATASET].model_copy(update=changed)
     folder = WORK / "data" / digest(origin.model_dump()) / DATASET
@@ -111,7 +134,8 @@ def write_tables() -> None:
     if not units_done:
         raise click.ClickException(f"{CELLS}: no finished unit; `python -m benchmarks.study run`")
     folder = CELLS.parent
-    made = tables(units_done, read_units(TIMES))
+    times = read_units(TIMES)
+    made, where = tables(units_done, times), setting(units_done, times)
     (folder / "figures").mkdir(exist_ok=True)
     pictures = [draw(table, folder / "figures") for table in made]
     for table, picture in zip(made, pictures, strict=True):
@@ -119,11 +143,11 @@ def write_tables() -> None:
         (folder / f"{table.name}.csv").write_text(text)
         over_seeds = summarised(table).to_markdown(index=False, disable_numparse=True)
         shown = f"![{picture.how}](figures/{picture.file})"
-        parts = [f"# {table.title}", setting(units_done), table.how, shown, over_seeds]
+        parts = [f"# {table.title}", where, table.how, shown, over_seeds]
         (folder / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
         click.echo(folder / f"{table.name}.md")
     if any(True for _ in plain_units(units_done)):  # else there are only sweeps so far
-        write_page(units_done, made, pictures, folder)
+        write_page(units_done, made, pictures, where, folder)
         click.echo(folder / "index.html")
 
 

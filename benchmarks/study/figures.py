@@ -63,7 +63,7 @@ def _modules(frame: Frame, path: Path) -> str:
         _legend(axes, list(dict.fromkeys(frame["kind"])))
     return (
         "Size against test accuracy after fine-tuning. The grey line is the Pareto front: nothing "
-        "is above and left of it. Alternatives to NeMo's module have its size by construction."
+        "is above and left of it. Alternatives to NeMo's module have at most its parameters."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 
 from benchmarks.study.figures import PUBLISHED
-from benchmarks.study.tables import Facts, Table, plain_units, setting, summarised
+from benchmarks.study.tables import Facts, Table, plain_units, summarised
 from nemo.config import Params
 from nemo.layout import Cell
 from nemo.report import words
@@ -22,9 +22,14 @@ RERUN = "python -m benchmarks.study run {}"
 
 
 def write_page(
-    units: dict[str, Facts], tables: list[Table], pictures: list[Picture], out: Path
+    units: dict[str, Facts],
+    tables: list[Table],
+    pictures: list[Picture],
+    where: str,
+    out: Path,
 ) -> None:
-    """index.html in `out`, whose figures/ holds `pictures` and gets the maps of the models."""
+    """index.html in `out`, whose figures/ holds `pictures` and gets the maps of the models; `where`
+    is the setting of all tables."""
     results = as_results(units)
     maps = draw_all(results, out / "figures")
     environment = Environment(
@@ -38,7 +43,7 @@ def write_page(
     )
     (out / "index.html").write_text(
         environment.get_template("study.html").render(
-            setting=setting(units),
+            setting=where,
             verdicts=verdicts(tables),
             sections=[
                 (table, _grid(table), picture, _inline(out / "figures" / picture.file))
@@ -75,8 +80,8 @@ def verdicts(tables: list[Table]) -> list[str]:
         parts = [f"{points:+.1f} against {name}" for name, points in means.mean().items()]
         lines.append(
             "Is a NeMo module better than the obvious alternatives? Points of test accuracy, mean "
-            f"of models and subsets: {'; '.join(parts)}. All have its size but the standard model, "
-            "`whole` as it is and `tuned` on the subset."
+            f"of models and subsets: {'; '.join(parts)}. All have at most its parameters but the "
+            "standard model, `whole` as it is and `tuned` on the subset."
         )
     return lines
 

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +25,7 @@ from benchmarks.study.baselines import baselines
 from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import WHERE, Unit
-from nemo.config import Params, PerFamily
+from nemo.config import Params, ParamsError, PerFamily
 from nemo.data import Batches, Prepared, load
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
@@ -31,6 +33,7 @@ from nemo.evaluation.modular import measure_masks
 from nemo.files import new_folder, read_json, write_json
 from nemo.identifier import Modular
 from nemo.layout import MODULAR, Cell, Layout, cells
+from nemo.locks import locked
 from nemo.masks import (
     cohesion,
     coupling,
@@ -70,17 +73,46 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     return file
 
 
-def run_together(units: list[Unit], profile: Params, data_folder: Path, processes: int) -> None:
-    """Compute what is missing of several units in as many processes, one thread each if need be:
-    what no two of them share is done at the same time. `run_unit` then finds everything there."""
+def run_together(
+    units: list[Unit], profile: Params, data_folder: Path, processes: int
+) -> Iterator[Path]:
+    """Compute several units with that many processes; give each one's file as soon as it is there.
+
+    Jobs that do not need each other run at the same time. A unit that fails stops no other one.
+
+    Raises:
+        RuntimeError: units that failed, and why, once all others are done.
+    """
     data, context = load(data_folder), get_context("spawn")
-    arguments = (profile.model_dump(), data_folder, max(1, (os.cpu_count() or 1) // processes))
-    with context.Pool(processes, _start_worker, arguments) as pool:
-        for step in range(3):
-            todo = {name: unit for unit in units for name in unit_jobs(unit, profile, data)[step]}
-            calls = [(unit, step, name) for name, unit in todo.items()]
-            for name, seconds in pool.imap_unordered(_work, calls, chunksize=1):
-                print(f"{seconds:6.1f} s  {name}", flush=True)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    torch.set_num_threads(threads)  # of the evaluations here
+    arguments = (profile.model_dump(), data_folder, threads)
+    futures: dict[str, Future[None]] = {}
+    failed: list[str] = []
+    with ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool:
+
+        def submit(unit: Unit, step: int) -> list[Future[None]]:
+            names = list(unit_jobs(unit, profile, data)[step])
+            for name in names:
+                if name not in futures:
+                    futures[name] = pool.submit(_work, unit, step, name)
+            return [futures[name] for name in names]
+
+        running = [(unit, 0, submit(unit, 0)) for unit in units]
+        while running:
+            unit, step, jobs = running.pop(0)
+            errors = [job.exception() for job in jobs if job.done() and job.exception()]
+            if errors:
+                failed.append(f"{unit.name}: {type(errors[0]).__name__}: {errors[0]}")
+            elif not all(job.done() for job in jobs):
+                running.append((unit, step, jobs))
+                wait([job for *_, jobs in running for job in jobs if not job.done()], timeout=1)
+            elif step < 2:
+                running.append((unit, step + 1, submit(unit, step + 1)))
+            else:
+                yield run_unit(unit, profile, data)
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def _start_worker(raw: dict[str, Any], data_folder: Path, threads: int) -> None:
@@ -88,16 +120,38 @@ def _start_worker(raw: dict[str, Any], data_folder: Path, threads: int) -> None:
     _worker["profile"], _worker["data"] = Params.model_validate(raw), load(data_folder)
 
 
-def _work(call: tuple[Unit, int, str]) -> tuple[str, float]:
-    unit, step, name = call
+def _work(unit: Unit, step: int, name: str) -> None:
     begin = time.perf_counter()
     unit_jobs(unit, _worker["profile"], _worker["data"])[step][name]()
-    return name, time.perf_counter() - begin
+    print(f"{time.perf_counter() - begin:6.1f} s  {name}", flush=True)
+
+
+@contextmanager
+def claimed(units: list[Unit], profile: Params, data: Prepared) -> Iterator[None]:
+    """Nobody else computes these units meanwhile, and each on one kind of device only.
+
+    Raises:
+        ParamsError: a unit was begun on another kind of device.
+    """
+    device = resolve_device(profile.device).type
+    with ExitStack() as stack:
+        for unit in sorted(units, key=lambda unit: unit.name):
+            folder = unit_layout(unit.params(profile), unit, data).root
+            stack.enter_context(locked(folder.with_name(f"{folder.name}.lock")))
+            begun = folder / "device.json"
+            if begun.exists() and read_json(begun)["device"] != device:
+                raise ParamsError(
+                    f"device: {device}, and {folder} was begun on another; "
+                    f"accepted: {read_json(begun)['device']}, or remove that folder"
+                )
+            write_json(begun, {"device": device})
+        yield
 
 
 def unit_jobs(unit: Unit, profile: Params, data: Prepared) -> tuple[dict[str, Job], ...]:
-    """What a unit consists of, in three steps; the jobs of a step do not need each other. A job
-    that two units share has one name. Each does nothing, or gives what it has, if it was done."""
+    """What a unit consists of, in three steps: training, cutting, and all else. The jobs of a step
+    do not need each other's results. A job that two units share has one name. Each does nothing,
+    or gives what it has, if it was done."""
     params = unit.params(profile)
     layout, subsets = unit_layout(params, unit, data), unit.subsets_of(params)
     train, cut, measure = {}, {}, {}
@@ -164,24 +218,26 @@ def _trained(params: Params, cell: Cell, data: Prepared) -> Path:
     }
     shape = params.architecture.of(cell.model).model_dump()
     recipe = params.train.model_dump(exclude=set(WHERE))
-    key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop]
+    device = resolve_device(params.device).type
+    key = [cell.name, recipe, shape, of_family, data.sha256, data.flip, data.crop, device]
     return WORK / "trained" / digest(key)
 
 
 def _train(params: Params, cell: Cell, data: Prepared, folder: Path) -> None:
-    if (folder / "train").exists():
-        return
-    ends: list[float] = [time.perf_counter()]
-    train_cell(
-        params,
-        cell,
-        data,
-        folder / "train",
-        lambda e, r: ends.append(time.perf_counter()),
-        watch_test=True,
-    )
-    gaps = [b - a for a, b in itertools.pairwise(ends)]
-    write_json(folder / "made.json", {**provenance(params), "epoch_seconds": gaps})
+    with locked(folder.with_name(f"{folder.name}.lock")):  # units share trainings
+        if (folder / "train").exists():
+            return
+        ends: list[float] = [time.perf_counter()]
+        train_cell(
+            params,
+            cell,
+            data,
+            folder / "train",
+            lambda e, r: ends.append(time.perf_counter()),
+            watch_test=True,
+        )
+        gaps = [b - a for a, b in itertools.pairwise(ends)]
+        write_json(folder / "made.json", {**provenance(params), "epoch_seconds": gaps})
 
 
 def _cut(
@@ -304,20 +360,24 @@ def provenance(params: Params) -> dict[str, Any]:
     )
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)}, {machine}"
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent,
-    )
+    revision = _git("rev-parse", "--short=12", "HEAD")
+    if _git(
+        "status", "--porcelain", "--untracked-files=no", "--", "nemo", "benchmarks", "profiles"
+    ):
+        revision += "-dirty"
     return {
-        "revision": git.stdout.strip(),
+        "revision": revision,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "machine": machine,
         "threads": torch.get_num_threads(),
     }
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=root)
+    return done.stdout.strip()
 
 
 def digest(value: Any) -> str:

@@ -47,18 +47,23 @@ def read_units(folder: Path) -> dict[str, Facts]:
     return {file.stem: read_json(file) for file in sorted(folder.glob("*.json"))}
 
 
-def setting(units: dict[str, Facts]) -> str:
-    """Data set, scale and class of machine of the units, in a sentence or two."""
+def setting(units: dict[str, Facts], times: dict[str, Facts]) -> str:
+    """Data set, scale and class of machine of the units and timings, in a few sentences."""
     facts = next(iter(units.values()))
     about, params = facts["evaluation"]["dataset"], facts["params"]
     counts = ", ".join(f"{count:,} {split}" for split, count in about["counts"].items())
     machines = sorted({f["provenance"]["machine"] for f in units.values()})
+    timed = sorted(
+        f"{t['provenance']['machine']}, {t['provenance']['threads']} threads"
+        for t in times.values()
+    )
+    clock = f" Times, where there are any: {'; '.join(dict.fromkeys(timed))}." if timed else ""
     return (
         f"{about['title']}: {counts} images. "
         f"Recipe: profiles/{params['profile'].removesuffix('-repro')}.yaml, "
         f"{params['train']['epochs']['cnn']} epochs for CNNs, "
         f"{params['train']['epochs']['transformer']} for Transformers, modules fine-tuned for "
-        f"{params['finetune']['epochs']['cnn']}. Machine: {'; '.join(machines)}."
+        f"{params['finetune']['epochs']['cnn']}. Computed on: {'; '.join(machines)}.{clock}"
     )
 
 
@@ -133,8 +138,9 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "alternatives",
             "NeMo's modules against alternatives",
             "Points of test accuracy that NeMo's fine-tuned module has over the alternative, mean "
-            "over class subsets, and in how many of them it is ahead. All have its size but the "
-            "standard model, `whole` with its logits restricted and `tuned` on the subset besides.",
+            "over class subsets, and in how many of them it is ahead. All have at "
+            "most its parameters, and FLOPs of their own, but the standard model, `whole` with its "
+            "logits restricted and `tuned` on the subset besides.",
             ("model", "alternative"),
             pd.DataFrame(_alternatives(units)),
         ),
@@ -158,6 +164,7 @@ def summarised(table: Table) -> pd.DataFrame:
     values = [c for c in values if is_numeric_dtype(table.frame[c])]
     text = groups[values].agg(_spread)
     text.insert(0, "seeds", groups["seed"].nunique())
+    text.insert(1, "device", groups["device"].agg(lambda used: ", ".join(sorted(set(used)))))
     return text.reset_index()
 
 
@@ -178,6 +185,11 @@ def _models(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
             yield named | _cell(facts, row) | {"time": ratios.get(row["method"])}
 
 
+def _device(facts: Facts) -> str:
+    """What a unit was computed on; a GPU's name stands before the processor's and the cores."""
+    return "GPU" if facts["provenance"]["machine"].count(", ") > 1 else "CPU"
+
+
 def _cell(facts: Facts, row: Row) -> Row:
     """The figures of one training."""
     method = row["method"]
@@ -185,9 +197,11 @@ def _cell(facts: Facts, row: Row) -> Row:
     return {
         "method": method,
         "seed": row["seed"],
+        "device": _device(facts),
         "accuracy %": 100 * row["accuracy"],
         "loss": None if row is standard else 100 * (standard["accuracy"] - row["accuracy"]),
-        "best test %": 100 * max(e["test_accuracy"] for e in facts["history"][method]),
+        "best test %": 100
+        * max(row["accuracy"], *(e["test_accuracy"] for e in facts["history"][method])),
         **{key: row.get(key) for key in ("nrr", "cohesion", "coupling", "dead_layers")},
     }
 
@@ -202,6 +216,7 @@ def _modules(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
             history = facts["finetuning"][f"{method} {subset}"]
             best = max(epoch["test_accuracy"] for epoch in history)
             named = {"model": evaluation["model"], "subset": subset, "seed": row["seed"]}
+            named["device"] = _device(facts)
             took = latency.get((method, subset), {})
             yield named | {"kind": method} | _module(row, parent, best) | took
             if method == "nemo":
@@ -226,7 +241,7 @@ def _module(row: Row, parent: Row, best: float | None = None) -> Row:
     return {
         "step 0 %": None if step0 is None else 100 * step0,
         "accuracy %": 100 * row["accuracy"],
-        "best test %": None if best is None else 100 * best,
+        "best test %": None if best is None else 100 * max(best, row["accuracy"]),
         "parameters %": 100 * row["parameters"] / parent["parameters"],
         "FLOPs %": 100 * row["flops"] / parent["flops"],
     }
@@ -262,7 +277,7 @@ def _sensitivity(units: dict[str, Facts]) -> Iterator[Row]:
             yield _knob(facts, "nemo", "loss.tau", params["loss"]["tau"])
         for row in facts["thresholds"] if not changes else ():
             named = {"model": model, "method": row["method"], "knob": "masks.threshold"}
-            named |= {"value": row["threshold"], "seed": 0}
+            named |= {"value": row["threshold"], "seed": 0, "device": _device(facts)}
             yield named | {key: row[key] for key in ("nrr", "cohesion", "coupling")}
 
 
@@ -288,13 +303,14 @@ def _granularity(units: dict[str, Facts]) -> Iterator[Row]:
         for row in facts.get("granularity", []):
             named = {key: row[key] for key in ("subset", "threshold", "granularity")}
             named |= {"model": facts["evaluation"]["model"], "seed": parent["seed"]}
+            named["device"] = _device(facts)
             yield named | _module(row, parent, row["best_test_accuracy"])
 
 
 def _costs(times: dict[str, Facts]) -> Iterator[Row]:
     for name, facts in times.items():
         model, _, seed = name.rpartition("-")
-        named = {"model": model, "seed": int(seed), "subset": ""}
+        named = {"model": model, "seed": int(seed), "subset": "", "device": _device(facts)}
         for row in facts["training"]:
             what = {"what": f"training step, {row['method']}", "ms": row["ms"]}
             yield named | what | {"ratio": row["ratio"], "peak MB": row["peak_mb"]}
@@ -315,6 +331,7 @@ def _headline(units: dict[str, Facts]) -> Iterator[Row]:
         yield {
             "model": facts["evaluation"]["model"],
             "seed": rows[0]["seed"],
+            "device": _device(facts),
             "gain": 100 * fmean(nemo[s]["accuracy"] - mwt[s]["accuracy"] for s in nemo),
             "gain, best test": 100 * fmean(best[f"nemo {s}"] - best[f"mwt {s}"] for s in nemo),
             "size reduction %": 100
@@ -328,8 +345,16 @@ def _alternatives(units: dict[str, Facts]) -> Iterator[Row]:
     for facts in plain_units(units):
         modules = {m["subset"]: m for m in facts["evaluation"]["modules"] if m["method"] == "nemo"}
         others: dict[str, dict[str, float]] = {}
+        flops: dict[str, float] = {}
         for row in facts.get("baselines", []):
             others.setdefault(row["baseline"], {})[row["subset"]] = row["accuracy"]
+        for name in others:
+            flops[name] = 100 * fmean(
+                row["flops"] / modules[row["subset"]]["flops"]
+                for row in facts["baselines"]
+                if row["baseline"] == name
+            )
+        flops["standard, whole"] = 100 * fmean(1 / m["flops_ratio"] for m in modules.values())
         whole = {subset: m["accuracy_standard"] for subset, m in modules.items()}
         others["standard, whole"] = whole
         for name, accuracies in others.items():
@@ -338,9 +363,11 @@ def _alternatives(units: dict[str, Facts]) -> Iterator[Row]:
                 "model": facts["evaluation"]["model"],
                 "alternative": name,
                 "seed": next(iter(modules.values()))["seed"],
+                "device": _device(facts),
                 "nemo ahead, points": fmean(ahead),
                 "worst subset": min(ahead),
                 "best subset": max(ahead),
+                "FLOPs, % of nemo's": flops[name],
                 "subsets ahead": sum(points > 0 for points in ahead),
                 "subsets": len(ahead),
             }
@@ -352,7 +379,8 @@ def _gap(units: dict[str, Facts]) -> Iterator[Row]:
         for row in facts["gap"]:
             percent = {k: 100 * v for k, v in row.items() if k not in ("method", "subset")}
             named = {key: row[key] for key in ("method", "subset")}
-            yield {"model": facts["evaluation"]["model"], "seed": seed} | named | percent
+            named |= {"seed": seed, "device": _device(facts)}
+            yield {"model": facts["evaluation"]["model"]} | named | percent
 
 
 def plain_units(units: dict[str, Facts]) -> Iterator[Facts]:

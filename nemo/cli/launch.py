@@ -57,6 +57,8 @@ def _join_torchrun(
             f"{block}.batch_size: {world} processes do not share {recipe.batch_size} evenly; "
             f"accepted: multiples of {world}"
         )
+    if recipe.cuda_graphs and world > 1:
+        raise ParamsError(f"{block}.cuda_graphs: true, with {world} processes; accepted: false")
     local, here = (int(os.environ.get(f"LOCAL_{name}", 0)) for name in ("RANK", "WORLD_SIZE"))
     _check_devices(params.device, here)
     try:

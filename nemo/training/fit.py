@@ -106,10 +106,9 @@ def fit(
 
     Raises:
         NonFiniteLossError: the loss, or a weight at the end of an epoch, became NaN or infinite.
-        ParamsError: `cuda_graphs` with several processes, or where a step cannot be recorded.
+        ParamsError: `cuda_graphs` where a step cannot be recorded.
     """
-    if cuda_graphs and several():
-        raise ParamsError("cuda_graphs: accepted with several processes: false")
+    assert not (cuda_graphs and several()), "params say that they do not go together"
     state = _State(model, plan, device)
     saved = from_first(lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None)
     if saved is not None:
@@ -166,7 +165,7 @@ class _State:
 
 class Gradients:
     """The forward and backward pass of a batch: leaves gradients in the parameters, and gives the
-    parts of the loss, (P,) float64 on `device`, whose names are in `names`."""
+    parts of the loss, (P,) on `device`, whose names are in `names`."""
 
     def __init__(self, model: nn.Module, task: TaskFunction, device: torch.device, amp: bool):
         self.model = model
@@ -181,16 +180,19 @@ class Gradients:
             parts = self.task(self.model, images, labels)
         parts["loss"].backward()
         self.names = list(parts)
-        return torch.stack([value.detach().double() for value in parts.values()])
+        wide = parts["loss"].dtype
+        return torch.stack([value.detach().to(wide) for value in parts.values()])
 
 
 class RecordedGradients(Gradients):
     """The same from a CUDA graph: a modular step of a small model is a thousand short kernels, and
     one replay costs less than launching each. Batches of another size go one by one, and so do the
-    first ones, in which libraries set themselves up.
+    first ones, in which libraries set themselves up. What Python computes in the step, such as a
+    weight that changes from epoch to epoch, keeps the value it had when recorded.
 
     Raises:
         ParamsError: the model or task does what cannot be recorded, such as waiting for the GPU.
+        torch.OutOfMemoryError: the GPU's memory is too small for the recording.
     """
 
     WARM = 3
@@ -224,6 +226,8 @@ class RecordedGradients(Gradients):
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph):
                 self.parts = super().__call__(self.images, self.labels)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             why = str(error).splitlines()[0]
             raise ParamsError(
@@ -250,7 +254,7 @@ def _train_epoch(
         optimizer.step()
     _check_loss(gradients.names, log[-every:], epoch, len(log[:-every]))
     share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-    means = share @ torch.stack(log).cpu()
+    means = share @ torch.stack(log).cpu().double()
     return {n: round(mean, 6) for n, mean in zip(gradients.names, means.tolist(), strict=True)}
 
 

@@ -42,8 +42,9 @@ IN_FLOAT64 = ("resnet18", "tiny")
 EPOCHS = 3  # of 7 steps: 99 images in batches of 16, the last of 3, so of 1 and 2
 
 
-def params(processes=2, batch_size=16, **changes):
+def params(processes=2, batch_size=16, cuda_graphs=False, **changes):
     train = {**DEFAULT["train"], "processes": processes, "batch_size": batch_size}
+    train["cuda_graphs"] = cuda_graphs
     return check_params({**DEFAULT, **changes, "train": train}, "test")
 
 
@@ -236,6 +237,15 @@ def test_torchrun_and_params_that_disagree_are_one_line(monkeypatch, world, proc
     with pytest.raises(ParamsError) as caught:
         launch(params(processes), "train", print)
     assert str(caught.value) == message
+
+
+def test_processes_cannot_be_recorded(monkeypatch):
+    with pytest.raises(ParamsError, match=r"train.cuda_graphs: true, where several processes"):
+        params(2, cuda_graphs=True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParamsError, match=r"^train.cuda_graphs: true, with 2 processes; accepted"):
+        launch(params(1, cuda_graphs=True), "train", print)
 
 
 def test_processes_need_a_device_each(monkeypatch):
