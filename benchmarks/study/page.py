@@ -76,13 +76,20 @@ def verdicts(tables: list[Table]) -> list[str]:
             if against:
                 lines.append(f"The claim on {claim} fails for {', '.join(against)}.")
     if "alternatives" in frames:
-        means = frames["alternatives"].groupby("alternative", sort=False)["nemo ahead, points"]
-        parts = [f"{points:+.1f} against {name}" for name, points in means.mean().items()]
+        others = frames["alternatives"]
+        others = others[others["alternative"] != "nemo, mean"]  # is NeMo's module, too
+        ahead = others.groupby(["alternative", "model"], sort=False)["nemo ahead, points"].mean()
+        means = ahead.groupby("alternative", sort=False).mean()
+        parts = [f"{points:+.1f} against {name}" for name, points in means.items()]
         lines.append(
             "Is a NeMo module better than the obvious alternatives? Points of test accuracy, mean "
             f"of models and subsets: {'; '.join(parts)}. All have at most its parameters but the "
-            "standard model, `whole` as it is and `tuned` on the subset."
+            "standard model, whole as it is and tuned on the subset."
         )
+        for name in means.index:
+            behind = [str(model) for model, points in ahead[name].items() if points < 0]
+            if behind:
+                lines.append(f"It is behind {name} on {', '.join(behind)}.")
     return lines
 
 
