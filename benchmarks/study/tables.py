@@ -1,7 +1,8 @@
 """The tables T1 to T7, from the units' files alone.
 
 Accuracies are test accuracies in percent, at the last epoch (modules: at the epoch that validation
-chose). `best test %` is the paper's protocol, the best test epoch, and serves only to compare with
+chose). `best test %` is the paper's protocol, the best test epoch or the evaluation where that is
+higher (on a GPU another batch size rounds otherwise), and serves only to compare with
 published figures. Over seeds: mean +- standard deviation (n-1), differences paired by seed.
 """
 
@@ -324,8 +325,9 @@ def _headline(units: dict[str, Facts]) -> Iterator[Row]:
     for facts in plain_units(units):
         rows = facts["evaluation"]["modules"]
         mwt, nemo = ({m["subset"]: m for m in rows if m["method"] == k} for k in ("mwt", "nemo"))
+        reached = {f"{m['method']} {m['subset']}": m["accuracy"] for m in rows}
         best = {
-            key: max(epoch["test_accuracy"] for epoch in history)
+            key: max(reached[key], *(epoch["test_accuracy"] for epoch in history))
             for key, history in facts["finetuning"].items()
         }
         yield {
