@@ -5,16 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +20,9 @@ from benchmarks.study.baselines import baselines
 from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import WHERE, Unit
+from benchmarks.study.provenance import provenance
 from nemo.config import Params, ParamsError, PerFamily
-from nemo.data import Batches, Prepared, load
+from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
 from nemo.evaluation.modular import measure_masks
@@ -51,7 +47,6 @@ from nemo.training.finetune import finetune_module
 WORK = Path("study")
 CELLS = Path("reports/cifar10-cpu/cells")
 Job = Callable[[], Any]
-_worker: dict[str, Any] = {}  # what a process of `run_together` works with
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -71,59 +66,6 @@ def run_unit(unit: Unit, profile: Params, data: Prepared) -> Path:
     file = CELLS / f"{unit.name}.json"
     write_json(file, {**_facts(unit, params, data, layout, chosen, subsets), **extras})
     return file
-
-
-def run_together(
-    units: list[Unit], profile: Params, data_folder: Path, processes: int
-) -> Iterator[Path]:
-    """Compute several units with that many processes; give each one's file as soon as it is there.
-
-    Jobs that do not need each other run at the same time. A unit that fails stops no other one.
-
-    Raises:
-        RuntimeError: units that failed, and why, once all others are done.
-    """
-    data, context = load(data_folder), get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    torch.set_num_threads(threads)  # of the evaluations here
-    arguments = (profile.model_dump(), data_folder, threads)
-    futures: dict[str, Future[None]] = {}
-    failed: list[str] = []
-    with ProcessPoolExecutor(processes, context, _start_worker, arguments) as pool:
-
-        def submit(unit: Unit, step: int) -> list[Future[None]]:
-            names = list(unit_jobs(unit, profile, data)[step])
-            for name in names:
-                if name not in futures:
-                    futures[name] = pool.submit(_work, unit, step, name)
-            return [futures[name] for name in names]
-
-        running = [(unit, 0, submit(unit, 0)) for unit in units]
-        while running:
-            unit, step, jobs = running.pop(0)
-            errors = [job.exception() for job in jobs if job.done() and job.exception()]
-            if errors:
-                failed.append(f"{unit.name}: {type(errors[0]).__name__}: {errors[0]}")
-            elif not all(job.done() for job in jobs):
-                running.append((unit, step, jobs))
-                wait([job for *_, jobs in running for job in jobs if not job.done()], timeout=1)
-            elif step < 2:
-                running.append((unit, step + 1, submit(unit, step + 1)))
-            else:
-                yield run_unit(unit, profile, data)
-    if failed:
-        raise RuntimeError("; ".join(failed))
-
-
-def _start_worker(raw: dict[str, Any], data_folder: Path, threads: int) -> None:
-    torch.set_num_threads(threads)
-    _worker["profile"], _worker["data"] = Params.model_validate(raw), load(data_folder)
-
-
-def _work(unit: Unit, step: int, name: str) -> None:
-    begin = time.perf_counter()
-    unit_jobs(unit, _worker["profile"], _worker["data"])[step][name]()
-    print(f"{time.perf_counter() - begin:6.1f} s  {name}", flush=True)
 
 
 @contextmanager
@@ -350,34 +292,6 @@ def _facts(
         "masks": masks,
         "finetuning": tuned,
     }
-
-
-def provenance(params: Params) -> dict[str, Any]:
-    """Of the figures being made now: revision, library and class of machine."""
-    device, machine = (
-        resolve_device(params.device),
-        f"{platform.machine()}, {os.cpu_count()} CPU cores",
-    )
-    if device.type == "cuda":
-        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
-    revision = _git("rev-parse", "--short=12", "HEAD")
-    if _git(
-        "status", "--porcelain", "--untracked-files=no", "--", "nemo", "benchmarks", "profiles"
-    ):
-        revision += "-dirty"
-    return {
-        "revision": revision,
-        "torch": torch.__version__.split("+")[0],
-        "python": platform.python_version(),
-        "machine": machine,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).parents[2]
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=root)
-    return done.stdout.strip()
 
 
 def digest(value: Any) -> str:

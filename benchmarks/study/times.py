@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.module_speed import medians, peak, reset_peak
 from benchmarks.study.plan import Unit
-from benchmarks.study.run import provenance, unit_layout
+from benchmarks.study.provenance import provenance
+from benchmarks.study.run import unit_layout
 from benchmarks.training_overhead import stepper
 from nemo.artefact import load
 from nemo.config import CnnShape, DeitShape, Params
