@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from nemo.models.registry import MODEL_FAMILIES
 
 MODELS = ("vgg16", "resnet18", "vit_small", "simcnn", "rescnn", "deit_small")
 WITH_BASELINES = ("vgg16", "resnet18", "vit_small")
-SEEDS = (0, 1, 2)  # of vgg16; the other models have the first one
+SEEDS = (0, 1, 2)
 # One model stands for its family. The profile has the value that keeps the fewest neurons among
 # those that lose at most 3 points of validation accuracy (the paper's own limit), for both methods.
 ALPHAS = {"vgg16": (0.25, 0.5, 1.0, 2.0), "vit_small": (0.01, 0.03, 0.1, 0.3)}
@@ -88,11 +89,10 @@ def units() -> Iterator[Unit]:
         for factor in MWT_FACTORS:
             changes = {"mwt.alpha": factor * alpha, "mwt.beta": factor * beta}
             yield _knob(f"{model}-mwt-{factor:g}-0", model, changes, "mwt")
-    for model in MODELS:
+    for seed, model in itertools.product(SEEDS, MODELS):
         vit = model == "vit_small"
-        yield Unit(f"{model}-0", model, 0, baselines=model in WITH_BASELINES, granularity=vit)
-    for seed in SEEDS[1:]:
-        yield Unit(f"vgg16-{seed}", "vgg16", seed, baselines=True)
+        name, compared = f"{model}-{seed}", model in WITH_BASELINES
+        yield Unit(name, model, seed, baselines=compared, granularity=vit)
     for seed in SEEDS:
         yield from _objectives(seed)
     for form in ("equation", "released"):
