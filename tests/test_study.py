@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from benchmarks.study import __main__ as main
 from benchmarks.study import granularity, run
 from benchmarks.study.figures import DRAW
+from benchmarks.study.page import verdicts
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.tables import Table, read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
@@ -106,7 +107,31 @@ def test_over_seeds_there_is_a_mean_and_a_spread():
     frame = pd.DataFrame({**columns, "loss": [1.0, 3.0, None]})
     shown = summarised(Table("T", "", "", ("model",), frame))
     expected = {"model": ["a", "b"], "seeds": [2, 1], "device": ["CPU, GPU", "CPU"]}
-    assert shown.to_dict("list") == {**expected, "loss": ["2 +- 1.4", ""]}
+    assert shown.to_dict("list") == {**expected, "loss": ["2.0 +- 1.4", ""]}
+
+
+def test_claims_are_judged_model_by_model():
+    columns = {"model": ["a", "a", "b"], "seed": [0, 1, 0], "gain": [1.0, 3.0, -0.5]}
+    headline = pd.DataFrame({**columns, "size reduction %": [-20.0, -20.0, 30.0]})
+    table = Table("T7-headline", "", "", ("model",), headline)
+    lines = verdicts([table])[1:]
+    assert lines == [
+        "Here, on b: 0.5 points less and 30 % fewer.",
+        "Here, on a: 2.0 points more and 20 % more.",
+        "Both claims hold together on no model.",
+    ]
+    headline["size reduction %"] *= -1
+    assert verdicts([table])[-1] == "Both claims hold together on a."
+
+
+def test_published_accuracies_stand_beside_the_same_knob():
+    facts = read_units(Path("reports/cifar10-cpu/cells"))
+    frame = next(t.frame for t in tables(facts, {}) if t.name == "T4-sensitivity")
+    shown = frame.dropna(subset=["published %"])
+    assert set(shown["model"]) == {"vgg16"}
+    found = set(zip(shown["knob"], shown["value"], shown["published %"], strict=True))
+    expected = {("loss.alpha", 1.0, 90.02), ("loss.tau", 0.1, 86.14), ("loss.tau", 0.2, 89.49)}
+    assert expected | {("loss.tau", 0.3, 89.63), ("loss.tau", 0.5, 90.03)} == found
 
 
 def test_a_second_unit_with_the_same_training_takes_it_over(small, monkeypatch):
