@@ -173,10 +173,11 @@ def _alternatives(frame: Frame, path: Path) -> str:
 
 def _gap(frame: Frame, path: Path) -> str:
     nemo = frame[frame["method"] == "nemo"]
-    columns = ["soft", "binary", "binary + bn", "mean", "mean + bn", "binary + bn, low threshold"]
+    columns = ["soft", "binary", "binary + bn", "mean", "mean + bn"]
+    columns += ["binary + bn, low threshold", "mean + bn, low threshold"]
     means = nemo.groupby(["model", "seed"], sort=False)[columns].mean().reset_index()  # of subsets
     tall = means.melt(["model", "seed"], columns, "kind", "accuracy")
-    inks = (INK, "#D55E00", "#E69F00", "#009E73", "#0072B2", "#56B4E9")
+    inks = (INK, "#D55E00", "#E69F00", "#009E73", "#0072B2", "#56B4E9", "#CC79A7")
     tones = dict(zip(columns, inks, strict=True))
     with figure(path, 1, 1, (6.5, 1 + 0.45 * nemo["model"].nunique())) as axes:
         _rows(axes.flat[0], tall, "model", "kind", "accuracy", tones)
