@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from nemo.decompose.layers import LayerSpec, build
+from nemo.decompose.layers import AddInto, LayerSpec, Place, Select, build
 from nemo.decompose.ops import OPS
 from nemo.decompose.steps import INPUT, Ref, Step
 
@@ -68,8 +68,19 @@ class DecomposedModule(nn.Module):
         self.info: dict[str, Any] = {}
         self._last_use = _last_uses(self.steps, output)
         self._overwriting = self._find_overwriting()
+        self._sized = any(_holds_for_one_size(layer) for layer in self.children())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, T) of images (B, C, H, W).
+
+        Raises:
+            ValueError: images of another size, where what stands for dead neurons holds for one.
+        """
+        if self._sized and tuple(x.shape[1:]) != self.input_size:
+            raise ValueError(
+                f"images of {tuple(x.shape[1:])}, and this module was cut for {self.input_size}; "
+                "cut it with example=images of the size wanted"
+            )
         values: dict[str, Any] = {INPUT: x}
         frugal = self._may_overwrite()
         for step, done in zip(self.steps, self._last_use, strict=True):
@@ -153,6 +164,14 @@ def _resolve(value: Any, values: dict[str, Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return [_resolve(item, values) for item in value]
     return value
+
+
+def _holds_for_one_size(layer: nn.Module) -> bool:
+    """Whether it takes positions of a map, or fills in values that differ between them."""
+    if not isinstance(layer, (Select, Place, AddInto)):
+        return False
+    filled = layer.template.shape[1:] if isinstance(layer, Place) else ()
+    return layer.dim > 1 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
 
 
 def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:

@@ -63,3 +63,17 @@ def test_the_size_of_images_is_that_of_modularize():
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
     with pytest.raises(RuntimeError):
         decompose(model, {"1": mask})
+
+
+def test_images_of_another_size_are_refused_where_constants_know_theirs(model: nn.Module) -> None:
+    module = decompose(model, random_masks(model, 0.1))
+    assert module(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"\(3, 48, 48\), and this module was cut for \(3, 32, 32"):
+        module(torch.randn(2, 3, 48, 48))
+
+
+def test_images_of_another_size_are_taken_where_nothing_depends_on_it(model: nn.Module) -> None:
+    images = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(
+        decompose(model, random_masks(model, 1))(images), model.eval()(images)
+    )
