@@ -23,7 +23,7 @@ from nemo.identifier import Modular
 from nemo.layout import Cell, Layout
 from nemo.masks import mask_frequency, masks_from_frequency, sample_bits
 from nemo.training.cell import load_cell
-from nemo.training.finetune import recalibrate_bn
+from nemo.training.finetune import recalibrate_bn, training_batches
 
 LOW = 0.5
 
@@ -41,10 +41,8 @@ def mask_gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list
     for subset in params.subsets:
         classes = parse_subset(subset, data.classes)
         part = data.restrict(classes)
-        train, validation = (
-            Batches(part.splits[s], data.mean, data.std, 256, device=device)
-            for s in ("train", "val")
-        )
+        train = training_batches(part, 256, device, cell.seed)
+        validation = Batches(part.splits["val"], data.mean, data.std, 256, device=device)
         soft = subset_means(params, modular, data, subset)
         row: dict[str, Any] = {"method": cell.method, "subset": subset}
         row["soft"] = _accuracy(modular, validation, classes)

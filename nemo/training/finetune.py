@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nemo.artefact import load, save
 from nemo.config import Family, Params
 from nemo.data import Augment, Batches, Prepared
+from nemo.data.batches import Part
 from nemo.device import resolve_device
 from nemo.evaluation.predict import accuracy, predict
 from nemo.files import new_folder, write_csv, write_json
@@ -68,7 +69,8 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     """Estimate the running statistics of every BatchNorm anew, on these batches only.
 
     A module's binary masks change what its layers receive; this moves no weight. The statistics
-    become plain averages over the batches.
+    become plain averages over the batches, which should be those of a training: mixed, since the
+    images of one class vary less, and augmented, since the weights are used to that.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -87,6 +89,23 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.train(training)
+
+
+def training_batches(
+    data: Prepared, batch_size: int, device: torch.device, seed: int, part: Part = (0, 1)
+) -> Batches:
+    """The training images shuffled and augmented, as a training sees them."""
+    return Batches(
+        data.splits["train"],
+        data.mean,
+        data.std,
+        batch_size,
+        device=device,
+        shuffle=True,
+        augment=Augment(flip=data.flip, crop=data.crop),
+        seed=seed,
+        part=part,
+    )
 
 
 def reset_head(module: nn.Module, names: Sequence[str]) -> None:
@@ -137,15 +156,14 @@ def finetune(
     if recipe.head == "new":
         reset_head(module, heads)
     if recipe.recalibrate_bn:
-        plain = Batches(data.splits["train"], data.mean, data.std, recipe.batch_size, device=device)
-        recalibrate_bn(module, plain)
+        recalibrate_bn(module, training_batches(data, recipe.batch_size, device, seed))
     start = validate()
     best = _Best(module)
     best.see(0, start)
     history = fit(
         module,
         Task(cross_entropy),
-        _training_batches(data, recipe.batch_size, device, seed),
+        training_batches(data, recipe.batch_size, device, seed, this_part()),
         Plan.of(recipe, family, recipe.t_max.of(family) if recipe.t_max else None),
         device=device,
         validate=validate,
@@ -183,20 +201,6 @@ def _validation(
         return row
 
     return validate
-
-
-def _training_batches(data: Prepared, batch_size: int, device: torch.device, seed: int) -> Batches:
-    return Batches(
-        data.splits["train"],
-        data.mean,
-        data.std,
-        batch_size,
-        device=device,
-        shuffle=True,
-        augment=Augment(flip=data.flip, crop=data.crop),
-        seed=seed,
-        part=this_part(),
-    )
 
 
 class _Best:

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from nemo.data import Batches
-from nemo.training.finetune import _Best, recalibrate_bn, reset_head
+from nemo.config import load_params
+from nemo.data import Batches, load, prepare
+from nemo.data.prepared import Split
+from nemo.training.finetune import _Best, recalibrate_bn, reset_head, training_batches
 from tests.training.test_fit import STATISTICS, model, split
 
 
@@ -21,6 +25,18 @@ def test_recalibrated_batchnorm_has_the_statistics_of_the_images():
     assert norm.momentum == 0.1
     assert network.training
     assert all(torch.equal(a, b) for a, b in zip(weights, network.parameters(), strict=True))
+
+
+def test_images_that_lie_class_by_class_are_mixed_for_recalibration(tmp_path):
+    prepare("digits", load_params("params.yaml").data["digits"], tmp_path / "digits")
+    data = load(tmp_path / "digits")
+    train = data.splits["train"]
+    order = train.labels.argsort()
+    by_class = Split(train.images[order], train.labels[order])
+    data = replace(data, splits={**data.splits, "train": by_class})
+    batches = [labels for _, labels in training_batches(data, 64, torch.device("cpu"), seed=0)]
+    assert all(len(labels.unique()) > 5 for labels in batches)
+    assert torch.equal(torch.cat(batches).sort().values, by_class.labels)
 
 
 def test_the_best_epoch_is_restored_and_loss_decides_between_equals():
