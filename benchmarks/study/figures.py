@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.tables import OBJECTIVES, Table
+from benchmarks.study.tables import OBJECTIVES, PUBLISHED, Table
 from nemo.report.style import COLOURS, INK, Picture, figure
 
 KINDS = {
@@ -21,7 +21,6 @@ KINDS = {
     "standard, tuned": "#999999",
 }
 STRENGTH = {"nemo": "loss.alpha", "mwt": "mwt.alpha and mwt.beta, x"}
-PUBLISHED = {"gain": 1.72, "size reduction %": 58.10}  # abstract of the paper, full scale
 Frame = pd.DataFrame
 
 
@@ -136,8 +135,10 @@ def _granularity(frame: Frame, path: Path) -> str:
         for axis, subset in zip(axes.flat, subsets, strict=True):
             for kind, tone in tones.items():
                 mine = frame[(frame["subset"] == subset) & (frame["granularity"] == kind)]
-                mine = mine.sort_values("parameters %")
-                axis.plot(mine["parameters %"], mine["accuracy %"], "-o", color=tone, label=kind)
+                over = mine.groupby("threshold")[["parameters %", "accuracy %"]]
+                size, reached = (over.mean()[column] for column in ("parameters %", "accuracy %"))
+                spread = over.std()["accuracy %"].fillna(0)
+                axis.errorbar(size, reached, spread, fmt="-o", color=tone, label=kind)
             axis.set(title=subset, xlabel="parameters, % of the standard model")
         axes.flat[0].set_ylabel("accuracy, %")
         axes.flat[0].legend(fontsize=8)

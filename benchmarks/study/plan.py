@@ -68,6 +68,8 @@ class Unit:
         used += ["finetune"] if self.modular else []
         if now.architecture.of(self.model) != then.architecture.of(self.model):
             return False
+        if now.data != then.data:  # the same split and augmentation
+            return False
         return self.subsets_of(now) == self.subsets_of(then) and all(
             _of_family(getattr(now, key), self.model, WHERE)
             == _of_family(getattr(then, key), self.model, WHERE)

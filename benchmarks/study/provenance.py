@@ -16,10 +16,8 @@ from nemo.device import resolve_device
 
 def provenance(params: Params) -> dict[str, Any]:
     """Of the figures being made now: revision, library and class of machine."""
-    device, machine = (
-        resolve_device(params.device),
-        f"{platform.machine()}, {os.cpu_count()} CPU cores",
-    )
+    device = resolve_device(params.device)
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
     if device.type == "cuda":
         machine = f"{torch.cuda.get_device_name(device)}, {machine}"
     revision = _git("rev-parse", "--short=12", "HEAD")

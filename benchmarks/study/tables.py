@@ -20,8 +20,10 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from benchmarks.study.plan import ALPHAS, MWT, PAIRS
+from nemo.config import Params
 from nemo.files import read_json
 from nemo.report.published import published_rows
+from nemo.report.words import shape_of
 
 Facts = dict[str, Any]
 Row = dict[str, Any]
@@ -33,6 +35,13 @@ OBJECTIVES = (  # start of the unit's name, method, title
     ("vgg16-coupling-only", "mwt", "coupling only"),
     ("vgg16-no-mask-loss", "mwt", "cross-entropy only"),
 )
+PUBLISHED = {  # the paper's abstract, full scale
+    column: float(next(row["value"] for row in published_rows() if row["metric"] == metric))
+    for column, metric in (
+        ("gain", "module accuracy gain"),
+        ("size reduction %", "module size reduction"),
+    )
+}
 KNOB = ("model", "knob", "method", "value")  # what names a row of T4
 
 
@@ -53,8 +62,14 @@ def read_units(folder: Path) -> dict[str, Facts]:
 
 
 def setting(units: dict[str, Facts], times: dict[str, Facts]) -> str:
-    """Data set, scale and class of machine of the units and timings, in a few sentences."""
-    facts = next(iter(units.values()))
+    """Data set, scale and class of machine of the units and timings, in a few sentences.
+
+    Raises:
+        ValueError: units of different images.
+    """
+    if len({facts["data_sha256"] for facts in units.values()}) > 1:
+        raise ValueError("these units were computed on different images")
+    facts = next(iter(plain_units(units)), next(iter(units.values())))
     about, params = facts["evaluation"]["dataset"], facts["params"]
     counts = ", ".join(f"{count:,} {split}" for split, count in about["counts"].items())
     machines = sorted({f["provenance"]["machine"] for f in units.values()})
@@ -63,8 +78,12 @@ def setting(units: dict[str, Facts], times: dict[str, Facts]) -> str:
         for t in times.values()
     )
     clock = f" Times, where there are any: {'; '.join(dict.fromkeys(timed))}." if timed else ""
+    shapes = dict.fromkeys(
+        shape_of(Params.model_validate(f["params"]), f["evaluation"]["model"])
+        for f in units.values()
+    )
     return (
-        f"{about['title']}: {counts} images. "
+        f"{about['title']}: {counts} images. Models: {'; '.join(shapes)}. "
         f"Recipe: profiles/{params['profile'].removesuffix('-repro')}.yaml, "
         f"{params['train']['epochs']['cnn']} epochs for CNNs, "
         f"{params['train']['epochs']['transformer']} for Transformers, modules fine-tuned for "
@@ -78,8 +97,8 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
         Table(
             "T1-models",
             "T1. Modular models",
-            "Loss: points lost against the standard model of the same seed (paired). Time: of a "
-            "training step over the standard one's, from T6.",
+            "Loss: points lost against the standard model of the same seed (paired). CPU time: of "
+            "a training step over the standard one's, from T6 (one machine, one seed's model).",
             ("model", "method"),
             pd.DataFrame(_models(units, times)),
         ),
@@ -88,11 +107,12 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "T2. Modules and what else has their size, per class subset",
             "random, pruned and dense have at most the parameters of NeMo's module and the epochs "
             "of its fine-tuning; nemo, mwt and pruned were trained on all classes before, random "
-            "and dense begin with it. `nemo, mean` is NeMo's module with mean masks in its "
-            "weights; standard is the whole standard model with its logits restricted, and tuned "
-            "is fine-tuned as modules are. best test: of the fine-tuned epochs. Parameters, FLOPs "
-            "and latency in % "
-            "of the standard model.",
+            "and dense begin with it. random's weights are drawn as torch's layers draw them, "
+            "dense's as the model does (vgg16's classifier: N(0, .01), which learns slowly at "
+            "first); pruned has one ratio for all layers. `nemo, mean` is NeMo's module with mean "
+            "masks in its weights; standard is the whole standard model with its logits "
+            "restricted to the subset, and tuned is fine-tuned as modules are. best test: of the "
+            "fine-tuned epochs. CPU times are of the first seed's modules.",
             ("model", "subset", "kind"),
             pd.DataFrame(_modules(units, times)),
         ),
@@ -129,7 +149,8 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "On a quiet machine, batch 128. Training steps: medians of steps that took turns, "
             "ratio over the standard one's. Others: in a process of their own, one call, and the "
             "mean of 9 steps for fine-tuning. Peak: growth of the resident set over two training "
-            "steps with the optimizer's state, or over the call.",
+            "steps with the optimizer's state, or over the call; of fine-tuning, over its first "
+            "step.",
             ("model", "what", "subset"),
             pd.DataFrame(_costs(times)),
         ),
@@ -137,7 +158,11 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "T7-headline",
             "T7. NeMo against MwT, modules",
             "Mean over class subsets. Gain: points of module accuracy over MwT's (published, mean "
-            "of models at full scale: 1.72); size reduction: of its parameters (published: 58.10).",
+            f"of models at full scale: {PUBLISHED['gain']}); size reduction: of its parameters "
+            f"(published: {PUBLISHED['size reduction %']} %). "
+            "Loss: points that the whole modular model lost against the standard one; a stronger "
+            "loss on the masks makes smaller and less accurate modules, and the two methods' are "
+            "not equally strong.",
             ("model",),
             pd.DataFrame(_headline(units)),
         ),
@@ -156,7 +181,7 @@ def tables(units: dict[str, Facts], times: dict[str, Facts]) -> list[Table]:
             "The mask gap, before fine-tuning",
             "Validation accuracy. soft: masks of each sample; binary: one mask, as in the module; "
             "mean: kept neurons scaled by their mean mask; + bn: BatchNorm re-estimated; low "
-            "threshold: .5 instead of the profile's.",
+            "threshold: .5 instead of the profile's. First seed of the CNNs.",
             ("model", "method", "subset"),
             pd.DataFrame(_gap(units)),
         ),
@@ -199,12 +224,11 @@ def _models(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
         ratios = {row["method"]: row["ratio"] for row in timed}
         for row in facts["evaluation"]["cells"]:
             named = {"model": facts["evaluation"]["model"]}
-            yield named | _cell(facts, row) | {"time": ratios.get(row["method"])}
+            yield named | _cell(facts, row) | {"CPU time": ratios.get(row["method"])}
 
 
 def _device(facts: Facts) -> str:
-    """What a unit was computed on; a GPU's name stands before the processor's and the cores."""
-    return "GPU" if facts["provenance"]["machine"].count(", ") > 1 else "CPU"
+    return "CPU" if facts["params"]["device"] == "cpu" else "GPU"
 
 
 def _cell(facts: Facts, row: Row) -> Row:
@@ -235,22 +259,41 @@ def _modules(units: dict[str, Facts], times: dict[str, Facts]) -> Iterator[Row]:
             named = {"model": evaluation["model"], "subset": subset, "seed": row["seed"]}
             named["device"] = _device(facts)
             took = latency.get((method, subset), {})
-            yield named | {"kind": method} | _module(row, parent, best) | took
+            whole = parent | {"accuracy": row["accuracy_standard"], "accuracy_step0": None}
+            yield named | {"kind": method} | _beside(row, whole, best) | took
             if method == "nemo":
-                whole = parent | {"accuracy": row["accuracy_standard"], "accuracy_step0": None}
-                yield named | {"kind": "standard"} | _module(whole, parent)
+                yield (
+                    named
+                    | {"kind": "standard"}
+                    | _beside(whole, whole)
+                    | latency.get(("standard", "all"), {})
+                )
                 for other in facts.get("baselines", []):
                     if other["subset"] == subset:
                         best = other["best_test_accuracy"]
-                        yield named | {"kind": other["baseline"]} | _module(other, parent, best)
+                        yield named | {"kind": other["baseline"]} | _beside(other, whole, best)
 
 
 def _latencies(times: Facts | None) -> dict[tuple[str, str], Row]:
     found: dict[tuple[str, str], Row] = {}
     for row in times["latency"] if times else ():
         key = (row["method"], row["subset"])
-        found.setdefault(key, {})[f"latency %, batch {row['batch']}"] = 100 * row["ratio"]
+        took = found.setdefault(key, {})
+        took[f"CPU ms, batch {row['batch']}"] = row["ms"]
+        took[f"CPU time, batch {row['batch']}, %"] = 100 * row["ratio"]
     return found
+
+
+def _beside(row: Row, standard: Row, best: float | None = None) -> Row:
+    """The figures of one module and, in percent, of the `standard` model on the same classes."""
+    step0 = row["accuracy_step0"]
+    return {
+        **_module(row, standard, best),
+        "step 0, % of standard": None if step0 is None else 100 * step0 / standard["accuracy"],
+        "accuracy, % of standard": 100 * row["accuracy"] / standard["accuracy"],
+        "parameters, k": row["parameters"] / 1000,
+        "MFLOPs": row["flops"] / 1e6,
+    }
 
 
 def _module(row: Row, parent: Row, best: float | None = None) -> Row:
@@ -342,7 +385,7 @@ def _granularity(units: dict[str, Facts]) -> Iterator[Row]:
 def _costs(times: dict[str, Facts]) -> Iterator[Row]:
     for name, facts in times.items():
         model, _, seed = name.rpartition("-")
-        named = {"model": model, "seed": int(seed), "subset": "", "device": _device(facts)}
+        named = {"model": model, "seed": int(seed), "subset": "", "device": "CPU"}
         for row in facts["training"]:
             what = {"what": f"training step, {row['method']}", "ms": row["ms"]}
             yield named | what | {"ratio": row["ratio"], "peak MB": row["peak_mb"]}
@@ -355,6 +398,7 @@ def _costs(times: dict[str, Facts]) -> Iterator[Row]:
 def _headline(units: dict[str, Facts]) -> Iterator[Row]:
     for facts in plain_units(units):
         rows = facts["evaluation"]["modules"]
+        cells = {c["method"]: c["accuracy"] for c in facts["evaluation"]["cells"]}
         mwt, nemo = ({m["subset"]: m for m in rows if m["method"] == k} for k in ("mwt", "nemo"))
         reached = {f"{m['method']} {m['subset']}": m["accuracy"] for m in rows}
         best = {
@@ -371,6 +415,8 @@ def _headline(units: dict[str, Facts]) -> Iterator[Row]:
             * (1 - fmean(nemo[s]["parameters"] / mwt[s]["parameters"] for s in nemo)),
             "nemo, parameters %": 100 * fmean(m["parameters_ratio"] for m in nemo.values()),
             "mwt, parameters %": 100 * fmean(m["parameters_ratio"] for m in mwt.values()),
+            "nemo, loss": 100 * (cells["standard"] - cells["nemo"]),
+            "mwt, loss": 100 * (cells["standard"] - cells["mwt"]),
         }
 
 
@@ -409,7 +455,7 @@ def _alternatives(units: dict[str, Facts]) -> Iterator[Row]:
 def _gap(units: dict[str, Facts]) -> Iterator[Row]:
     for facts in plain_units(units):
         seed = facts["evaluation"]["cells"][0]["seed"]
-        for row in facts["gap"]:
+        for row in facts.get("gap", []):
             percent = {k: 100 * v for k, v in row.items() if k not in ("method", "subset")}
             named = {key: row[key] for key in ("method", "subset")}
             named |= {"seed": seed, "device": _device(facts)}
