@@ -167,11 +167,15 @@ def _resolve(value: Any, values: dict[str, Any]) -> Any:
 
 
 def _holds_for_one_size(layer: nn.Module) -> bool:
-    """Whether it takes positions of a map, or fills in values that differ between them."""
+    """Whether it takes positions of a map, or fills in values that differ between them.
+
+    Positions are skipped along both axes of a map, of which dimension 2 is one in either layout;
+    the last one may be channels, which any size has.
+    """
     if not isinstance(layer, (Select, Place, AddInto)):
         return False
     filled = layer.template.shape[1:] if isinstance(layer, Place) else ()
-    return layer.dim > 1 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
+    return layer.dim == 2 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
 
 
 def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:

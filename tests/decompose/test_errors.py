@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -77,3 +78,11 @@ def test_images_of_another_size_are_taken_where_nothing_depends_on_it(model: nn.
     torch.testing.assert_close(
         decompose(model, random_masks(model, 1))(images), model.eval()(images)
     )
+
+
+def test_channels_of_a_channels_last_map_are_no_positions() -> None:
+    network = randomise(timm.create_model("convnext_atto", num_classes=4))
+    masks, images = random_masks(network, 0.5), torch.randn(2, 3, 96, 96)
+    module = decompose(network, masks, example=torch.randn(1, 3, 64, 64))
+    expected = decompose(network, masks, example=images)(images)
+    torch.testing.assert_close(module(images), expected)
