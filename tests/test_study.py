@@ -8,8 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from benchmarks.study import __main__ as main
-from benchmarks.study import granularity, run
-from benchmarks.study import tables as study_tables
+from benchmarks.study import granularity, rows, run
 from benchmarks.study.figures import DRAW
 from benchmarks.study.gap import scaled
 from benchmarks.study.page import verdicts
@@ -167,7 +166,7 @@ def unit_of_one_subset():
 
 
 def test_the_headline_compares_modules_of_the_same_subset():
-    (row,) = study_tables._headline({"m-0": unit_of_one_subset()})
+    (row,) = rows.headline({"m-0": unit_of_one_subset()})
     expected = {"gain": 2.0, "gain, best test": 1.0, "size reduction %": 25.0}
     expected |= {"nemo, parameters %": 30.0, "mwt, parameters %": 40.0}
     expected |= {"nemo, loss": 3.0, "mwt, loss": 1.0}
@@ -175,7 +174,7 @@ def test_the_headline_compares_modules_of_the_same_subset():
 
 
 def test_alternatives_are_behind_where_nemo_is_ahead():
-    pruned, whole = study_tables._alternatives({"m-0": unit_of_one_subset()})
+    pruned, whole = rows.alternatives({"m-0": unit_of_one_subset()})
     assert (pruned["alternative"], whole["alternative"]) == ("pruned", "standard, whole")
     ahead = [row["nemo ahead, points"] for row in (pruned, whole)]
     assert ahead == pytest.approx([-1.0, -3.0])

@@ -12,8 +12,9 @@ from benchmarks.study.figures import draw
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Unit, units
 from benchmarks.study.provenance import provenance
+from benchmarks.study.rows import Facts, plain_units
 from benchmarks.study.run import CELLS, WORK, claimed, digest, run_unit
-from benchmarks.study.tables import Facts, plain_units, read_units, setting, summarised, tables
+from benchmarks.study.tables import read_units, setting, summarised, tables
 from benchmarks.study.times import measure_times
 from benchmarks.study.together import run_together
 from nemo.config import Params, ParamsError, load_params

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.study.tables import OBJECTIVES, PUBLISHED, Table
+from benchmarks.study.rows import OBJECTIVES, PUBLISHED
+from benchmarks.study.tables import Table
 from nemo.report.style import COLOURS, INK, Picture, figure
 
 KINDS = {

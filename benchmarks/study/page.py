@@ -11,7 +11,8 @@ import pandas as pd
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from PIL import Image
 
-from benchmarks.study.tables import PUBLISHED, Facts, Table, plain_units, summarised
+from benchmarks.study.rows import PUBLISHED, Facts, plain_units
+from benchmarks.study.tables import Table, summarised
 from nemo.config import Params
 from nemo.layout import Cell
 from nemo.report import words
