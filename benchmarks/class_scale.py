@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nemo import masks
-from nemo.losses import contrastive_loss
+from nemo.masking.losses import contrastive_loss
 
 CLASSES, LAYERS, WIDTH, BATCH = 1000, 20, 2000, 256
 NEURONS = LAYERS * WIDTH

@@ -6,7 +6,7 @@
 
 Every convolution and Linear but the classifier gets a random mask. Norms, layer scales and other
 vectors that timm starts at zero or one are randomised, and BatchNorm statistics are taken from the
-masked model, so that nothing is dead or constant. The check is that of `nemo.decompose` itself:
+masked model, so that nothing is dead or constant. The check is that of `nemo.cut` itself:
 float64, batch 1 and 3. Rows are kept in .coverage-cells/, by the code that made them: a run that
 was interrupted goes on where it stopped.
 """
@@ -29,9 +29,9 @@ import click
 import torch
 from torch import Tensor, nn
 
-from nemo.decompose import decompose
-from nemo.decompose.masking import masked_copy
-from nemo.sites import find_sites
+from nemo.cut import decompose
+from nemo.cut.masking import masked_copy
+from nemo.masking.sites import find_sites
 
 MODELS: dict[str, str] = {
     "resnet": "resnet18 resnet26d resnet50 resnet50_gn wide_resnet50_2 resnetv2_50 "

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 
 import nemo
 from nemo.cost import count_parameters
+from nemo.cut import DecomposedModule
 from nemo.data import Batches, Prepared, load, prepare
-from nemo.decompose import DecomposedModule
-from nemo.evaluation.predict import accuracy, predict
 from nemo.files import rounded
-from nemo.training.own import make_module, own_params, train_parent
+from nemo.pipeline.modularize import make_module, own_params, train_parent
+from nemo.predict import accuracy, predict
 
 WAYS = {
     "union": "one parent, mask OR",

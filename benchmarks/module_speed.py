@@ -11,7 +11,7 @@ then against the clock. The ratio is that of the medians. Goal: `share`, the tim
 FLOPs ratio, is at least 0.8. "like for like" compares with the full model after the same treatment:
 decomposed without masks, and folded where the module is.
 
-The second table is what `nemo.decompose` costs at keep .3, each in a process of its own, with its
+The second table is what `nemo.cut` costs at keep .3, each in a process of its own, with its
 peak memory: the growth of the resident set over the call, in sizes of the model's parameters.
 Goals: 8 s on resnet18, 15 s on vit_small, under 4 models.
 """
@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from nemo.config import CnnShape
 from nemo.cost import count_flops, count_parameters
-from nemo.decompose import decompose
+from nemo.cut import decompose
+from nemo.masking.sites import find_sites
 from nemo.models import build_model
 from nemo.models.registry import Shape
-from nemo.sites import find_sites
 
 MODELS = ("vgg16", "resnet18", "vit_small")
 ROUNDS = {1: 41, 128: 7}  # by batch

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nemo.config import CnnShape, VitShape
 from nemo.device import repeatable
-from nemo.identifier import modularize
+from nemo.masking.generators import modularize
 from nemo.models import build_model
 from nemo.models.registry import Shape
 from nemo.training.fit import Gradients, Plan, RecordedGradients

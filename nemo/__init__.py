@@ -8,13 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # not lazily: the import system would put the package of that name in the function's place
-from nemo.decompose import decompose
+from nemo.cut import decompose
 
 if TYPE_CHECKING:
-    from nemo.artefact import load, save
-    from nemo.identifier import Modular, modularize
-    from nemo.losses import contrastive_loss, mwt_loss
-    from nemo.masks import (
+    from nemo.masking.class_masks import (
         ClassMasks,
         class_masks,
         cohesion,
@@ -22,22 +19,25 @@ if TYPE_CHECKING:
         retention_rate,
         threshold_masks,
     )
-    from nemo.merging import merge
+    from nemo.masking.generators import Modular, modularize
+    from nemo.masking.losses import contrastive_loss, mwt_loss
+    from nemo.module.files import load, save
+    from nemo.module.union import merge
 
 _HOME = {
-    "ClassMasks": "masks",
-    "Modular": "identifier",
-    "class_masks": "masks",
-    "cohesion": "masks",
-    "contrastive_loss": "losses",
-    "coupling": "masks",
-    "load": "artefact",
-    "merge": "merging",
-    "modularize": "identifier",
-    "mwt_loss": "losses",
-    "retention_rate": "masks",
-    "save": "artefact",
-    "threshold_masks": "masks",
+    "ClassMasks": "masking.class_masks",
+    "Modular": "masking.generators",
+    "class_masks": "masking.class_masks",
+    "cohesion": "masking.class_masks",
+    "contrastive_loss": "masking.losses",
+    "coupling": "masking.class_masks",
+    "load": "module.files",
+    "merge": "module.union",
+    "modularize": "masking.generators",
+    "mwt_loss": "masking.losses",
+    "retention_rate": "masking.class_masks",
+    "save": "module.files",
+    "threshold_masks": "masking.class_masks",
 }
 __all__ = [
     "ClassMasks",

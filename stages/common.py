@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
+from nemo.cells import Cell
 from nemo.cli import main
 from nemo.config import ParamsError, load_params
-from nemo.layout import Cell
 from nemo.locks import locked
 
 

@@ -5,7 +5,7 @@ Arguments: DATASET MODEL METHOD SEED SUBSET.
 
 import sys
 
-from nemo.layout import Layout
+from nemo.cells import Layout
 from stages.common import cell, leave_out, run
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from torch import nn
 import nemo
 from nemo.cli.main import cli
 from nemo.config import CnnShape
+from nemo.cut import DecomposedModule
 from nemo.data import Batches, Split
-from nemo.decompose import DecomposedModule
 from nemo.device import resolve_device
-from nemo.masks import ClassMasks
+from nemo.masking.class_masks import ClassMasks
 from nemo.models import build_model
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, fit

@@ -9,16 +9,16 @@ import yaml
 from safetensors.torch import load_file
 
 import nemo
+from nemo.cells import Cell
 from nemo.config import Params, ParamsError
 from nemo.data import Batches, load, prepare
 from nemo.evaluation.modular import load_class_masks, measure_masks
-from nemo.evaluation.predict import predict
-from nemo.layout import Cell
-from nemo.losses import contrastive_loss, mwt_terms
-from nemo.masks import class_masks
+from nemo.masking.class_masks import class_masks
+from nemo.masking.losses import contrastive_loss, mwt_terms
 from nemo.models import build_model
+from nemo.pipeline.decompose import cut_module
+from nemo.predict import predict
 from nemo.training.cell import load_cell, train_cell, weights_sha256
-from nemo.training.cut import cut_module
 from nemo.training.finetune import finetune_module
 from nemo.training.fit import Plan, fit
 from nemo.training.tasks import Task, cross_entropy

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nemo.config import MODEL_FAMILIES, Architectures, CnnShape, VitShape
-from nemo.identifier import modularize
+from nemo.masking.generators import modularize
 from nemo.models import MODELS, build_model, family_of
 
 # name: masked layers, K, parameters in millions without generators (paper section 5.1, 10 classes)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo.cells import Cell, cells
 from nemo.config import Params, load_params
 from nemo.data.prepared import Prepared, Split
-from nemo.layout import Cell, cells
 from nemo.training.cell import train_cell
 
 PAPER = load_params("profiles/paper.yaml")

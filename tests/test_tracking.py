@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from nemo.layout import Cell, Layout
+from nemo.cells import Cell, Layout
 from nemo.report.results import MissingResultError, read_history
 from nemo.tracking import TrackingError, publish, training_run
 from nemo.tracking import live as live_module
@@ -262,7 +262,7 @@ def test_off_touches_nothing(tmp_path: Path) -> None:
 ONE_TRAINING = """
 import sys, time
 from pathlib import Path
-from nemo.layout import Cell
+from nemo.cells import Cell
 from nemo.tracking import live, training_run
 from tests.report.fake import make_params
 from tests.test_tracking import rows_of

@@ -21,17 +21,17 @@ from torch import nn
 
 from benchmarks.study.gap import scaled, subset_means
 from benchmarks.study.plan import Unit
-from nemo.artefact import load
+from nemo.cells import Cell, Layout
 from nemo.config import CnnShape, Params, VitShape
 from nemo.cost import count_flops, count_parameters
+from nemo.cut import decompose
 from nemo.data import Batches, Prepared, parse_subset
-from nemo.decompose import decompose
 from nemo.device import resolve_device
 from nemo.evaluation.modular import load_class_masks
-from nemo.evaluation.predict import accuracy, predict
-from nemo.identifier import Modular
-from nemo.layout import Cell, Layout
+from nemo.masking.generators import Modular
 from nemo.models import build_model, family_of
+from nemo.module.files import load
+from nemo.predict import accuracy, predict
 from nemo.training.cell import load_cell, weights_sha256
 from nemo.training.finetune import finetune
 

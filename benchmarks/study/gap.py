@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
-from nemo.evaluation.predict import accuracy, predict
-from nemo.identifier import Modular
-from nemo.layout import Cell, Layout
-from nemo.masks import mask_frequency, masks_from_frequency, sample_bits
+from nemo.masking.class_masks import mask_frequency, masks_from_frequency, sample_bits
+from nemo.masking.generators import Modular
+from nemo.predict import accuracy, predict
 from nemo.training.cell import load_cell
 from nemo.training.finetune import recalibrate_bn, training_batches
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from benchmarks.study.baselines import nemo_cell, tuned
 from benchmarks.study.plan import PAIRS, Unit
+from nemo.cells import Layout
 from nemo.config import Params, VitShape
 from nemo.cost import count_parameters
+from nemo.cut import DecomposedModule, decompose
 from nemo.data import Batches, Prepared, parse_subset
-from nemo.decompose import DecomposedModule, decompose
 from nemo.device import resolve_device
-from nemo.identifier import Modular
-from nemo.layout import Layout
-from nemo.masks import SubsetMasks, mask_frequency, masks_from_frequency, sample_bits
+from nemo.masking.class_masks import SubsetMasks, mask_frequency, masks_from_frequency, sample_bits
+from nemo.masking.generators import Modular
 from nemo.training.cell import load_cell
 
 THRESHOLDS = (0.5, 0.9)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from benchmarks.study.rows import PUBLISHED, Facts, plain_units
 from benchmarks.study.tables import Table, summarised
+from nemo.cells import Cell
 from nemo.config import Params
-from nemo.layout import Cell
 from nemo.report import words
 from nemo.report.figures import draw_all
 from nemo.report.published import beside

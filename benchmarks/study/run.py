@@ -21,16 +21,15 @@ from benchmarks.study.gap import mask_gap
 from benchmarks.study.granularity import granularity
 from benchmarks.study.plan import WHERE, Unit
 from benchmarks.study.provenance import provenance
+from nemo.cells import MODULAR, Cell, Layout, cells
 from nemo.config import Params, ParamsError, PerFamily
 from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.evaluation.evaluate import evaluate_model
 from nemo.evaluation.modular import measure_masks
 from nemo.files import new_folder, read_json, write_json
-from nemo.identifier import Modular
-from nemo.layout import MODULAR, Cell, Layout, cells
 from nemo.locks import locked
-from nemo.masks import (
+from nemo.masking.class_masks import (
     cohesion,
     coupling,
     mask_frequency,
@@ -38,10 +37,11 @@ from nemo.masks import (
     retention_rate,
     sample_bits,
 )
+from nemo.masking.generators import Modular
 from nemo.models.registry import MODEL_FAMILIES
+from nemo.pipeline.decompose import cut_module
 from nemo.report.results import read_history
 from nemo.training.cell import load_cell, train_cell, weights_sha256
-from nemo.training.cut import cut_module
 from nemo.training.finetune import finetune_module
 
 WORK = Path("study")

@@ -23,16 +23,16 @@ from benchmarks.study.plan import Unit
 from benchmarks.study.provenance import provenance
 from benchmarks.study.run import unit_layout
 from benchmarks.training_overhead import stepper
-from nemo.artefact import load
+from nemo.cells import MODULAR, Cell, Layout
 from nemo.config import CnnShape, DeitShape, Params
+from nemo.cut import decompose
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.data.prepared import Split
-from nemo.decompose import decompose
 from nemo.evaluation.modular import load_class_masks, measure_masks
 from nemo.files import write_json
-from nemo.identifier import Modular, modularize
-from nemo.layout import MODULAR, Cell, Layout
+from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model, family_of
+from nemo.module.files import load
 from nemo.training.cell import load_cell, weights_sha256
 from nemo.training.fit import Plan
 from nemo.training.tasks import Task, cross_entropy, make_task

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from nemo.cli import modules, own, stages, views
+from nemo.cli import modularize, modules, stages, views
 
 
 class Group(click.Group):
@@ -44,7 +44,7 @@ def cli(traceback: bool) -> None:
     """Modular training of neural networks, and exact modules for a few of their classes."""
 
 
-for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS, *own.COMMANDS):
+for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS, *modularize.COMMANDS):
     cli.add_command(command)
 
 

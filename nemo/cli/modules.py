@@ -14,7 +14,7 @@ _folder = click.argument("folder", type=click.Path(path_type=Path))
 @_folder
 def inspect(folder: Path) -> None:
     """Print the card of the module in FOLDER: classes, size, certificate, origin."""
-    from nemo.artefact import load
+    from nemo.module.files import load
 
     module = load(folder)
     report, certificate, info = module.report, module.certificate, module.info
@@ -45,7 +45,7 @@ def inspect(folder: Path) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def predict(folder: Path, images: tuple[Path, ...]) -> None:
     """Print class and probability of each of IMAGES, as the module in FOLDER sees them."""
-    from nemo.artefact import ArtefactError, load
+    from nemo.module.files import ArtefactError, load
 
     module = load(folder)
     if "preprocessing" not in module.info:
@@ -86,7 +86,7 @@ def export(folder: Path, to: str, out: Path | None) -> None:
     """
     import torch
 
-    from nemo.export import TOLERANCE, export
+    from nemo.module.export import TOLERANCE, export
 
     done = export(folder, to, out)
     theirs, ours = (f"{seconds * 1e3:.2f} ms" for seconds in (done.latency, done.module_latency))

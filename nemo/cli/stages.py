@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nemo.cells import MODULAR, Cell, Layout
 from nemo.config import Params, load_params
-from nemo.layout import MODULAR, Cell, Layout
 
 if TYPE_CHECKING:
     from nemo.data import Prepared
@@ -76,7 +76,7 @@ def train(dataset: str, model: str, method: Any, seed: int, params_file: str, tr
 
 def _train(params: Params, cell: Cell, track: bool) -> None:
     """What each process of a training does."""
-    from nemo.processes import is_first
+    from nemo.distributed import is_first
     from nemo.tracking import training_run
     from nemo.training.cell import train_cell
 
@@ -115,9 +115,9 @@ def decompose(
 ) -> None:
     """Cut the module of a class subset out of a modular model, with its certificate."""
     _checked(params_file, dataset, model)
-    from nemo.artefact import load
     from nemo.data import read_meta
-    from nemo.training.cut import cut_module
+    from nemo.module.files import load
+    from nemo.pipeline.decompose import cut_module
 
     cell, layout = Cell(dataset, model, method, seed), Layout()
     out = layout.module(cell, subset)
@@ -150,7 +150,7 @@ def finetune(
 
 def _finetune(params: Params, cell: Cell, subset: str) -> None:
     """What each process of a fine-tuning does."""
-    from nemo.processes import is_first
+    from nemo.distributed import is_first
     from nemo.training.finetune import finetune_module
 
     data, layout = _data(cell.dataset, params), Layout()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from nemo.cells import Layout
 from nemo.config import load_params
-from nemo.layout import Layout
 
 HEAD = "HEAD"  # the value of a bare --check: the last commit
 _params = click.option(

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo.artefact import DESCRIPTION, WEIGHTS, load
+from nemo.cells import MODULAR, Cell, Layout, cells
 from nemo.config import Params
 from nemo.cost import count_flops, count_parameters
 from nemo.data import Batches, Prepared, parse_subset
-from nemo.decompose.program import DecomposedModule
 from nemo.device import resolve_device
-from nemo.evaluation.predict import accuracy, predict
 from nemo.files import read_json, write_json
-from nemo.identifier import Modular
-from nemo.layout import MODULAR, Cell, Layout, cells
+from nemo.masking.generators import Modular
+from nemo.module.files import DESCRIPTION, WEIGHTS, load
+from nemo.module.program import DecomposedModule
+from nemo.predict import accuracy, predict
 from nemo.training.cell import load_cell, weights_sha256
 
 Logits = tuple[Tensor, Tensor]

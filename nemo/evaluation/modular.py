@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo.files import new_folder, read_json, write_json, writing
-from nemo.identifier import Modular
-from nemo.masks import (
+from nemo.masking.class_masks import (
     ClassMasks,
     cohesion,
     coupling,
@@ -24,6 +23,7 @@ from nemo.masks import (
     retention_rate,
     sample_bits,
 )
+from nemo.masking.generators import Modular
 
 
 def measure_masks(

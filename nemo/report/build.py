@@ -11,9 +11,9 @@ import pandas as pd
 from nemo.config import Params
 from nemo.files import new_folder, write_json, writing
 from nemo.report import words
-from nemo.report.layout import MODULAR, TABLES, Table, grid, markdown
 from nemo.report.published import NOTHING, Beside, beside
 from nemo.report.results import MissingResultError, Results, read_results
+from nemo.report.table import MODULAR, TABLES, Table, grid, markdown
 from nemo.report.tables import csv_text, frames, history_frame, summary
 
 COMPLETE = "modular.csv"  # a folder that holds it is a report, and may be replaced

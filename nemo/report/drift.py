@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nemo.report.layout import TABLES, Table
+from nemo.report.table import TABLES, Table
 
 
 @dataclass(frozen=True)

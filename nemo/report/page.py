@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from nemo.report import words
-from nemo.report.layout import TABLES, grid
 from nemo.report.published import NOTHING, beside
 from nemo.report.results import Results
 from nemo.report.style import Picture
+from nemo.report.table import TABLES, grid
 
 
 def page(

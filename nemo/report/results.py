@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo.cells import MODULAR, Cell, Layout, cells
 from nemo.config import Params
-from nemo.layout import MODULAR, Cell, Layout, cells
 
 History = list[dict[str, float]]
 
@@ -47,7 +47,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Results:
-    """All cells in the order of `nemo.layout.cells`, and what evaluate says of each data set."""
+    """All cells in the order of `nemo.cells.cells`, and what evaluate says of each data set."""
 
     params: Params
     datasets: dict[str, dict[str, Any]]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from nemo.report.layout import MODULAR, MODULES, TABLES, Table
 from nemo.report.results import CellResult, Results
+from nemo.report.table import MODULAR, MODULES, TABLES, Table
 
 WHOLE = (
     *("seed", "epochs", "layers", "dead_layers", "neurons", "classes", "blocked"),

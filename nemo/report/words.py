@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from nemo.cells import Cell
 from nemo.config import Params
-from nemo.layout import Cell
-from nemo.report.layout import count, percent
 from nemo.report.results import CellResult, ModuleResult, Results
+from nemo.report.table import count, percent
 
 LOSS_LIMIT = 3.0  # points of accuracy: the paper's own sign that alpha is too high
 COUPLING_LIMIT = 0.6

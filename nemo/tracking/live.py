@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from nemo.cells import Cell
 from nemo.config import Params
-from nemo.layout import Cell
 from nemo.tracking.records import Record, cell_record
 from nemo.tracking.store import (
     Point,

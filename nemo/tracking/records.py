@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from nemo.cells import MODULAR, Cell
 from nemo.config import MODEL_FAMILIES, Family, Params, PerFamily
-from nemo.layout import MODULAR, Cell
 from nemo.report.results import CellResult, History, ModuleResult
 
 ARTEFACT = ("module.json", "module.safetensors", "metrics.json")

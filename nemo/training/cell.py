@@ -13,17 +13,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nemo.cells import Cell
 from nemo.config import Architectures, CnnShape, DeitShape, Params
 from nemo.cost import count_parameters
 from nemo.data import Augment, Batches, Prepared
 from nemo.device import resolve_device
-from nemo.evaluation.predict import accuracy, predict
+from nemo.distributed import first_only, from_first, this_part
 from nemo.files import new_folder, read_json, write_csv, write_json, writing
-from nemo.identifier import Modular, modularize
-from nemo.layout import Cell
+from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model, family_of
 from nemo.models.registry import Shape
-from nemo.processes import first_only, from_first, this_part
+from nemo.predict import accuracy, predict
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task

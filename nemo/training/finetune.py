@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nemo.artefact import load, save
+from nemo.cells import Cell
 from nemo.config import Family, Params
 from nemo.data import Augment, Batches, Prepared
 from nemo.data.batches import Part
 from nemo.device import resolve_device
-from nemo.evaluation.predict import accuracy, predict
+from nemo.distributed import first_only, this_part
 from nemo.files import new_folder, write_csv, write_json
-from nemo.layout import Cell
-from nemo.processes import first_only, this_part
+from nemo.module.files import load, save
+from nemo.predict import accuracy, predict
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import Task, cross_entropy
 

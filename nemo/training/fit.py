@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nemo.config import Family, ParamsError, Recipe
 from nemo.data import Batches
 from nemo.device import repeatable
-from nemo.processes import (
+from nemo.distributed import (
     from_first,
     is_first,
     several,

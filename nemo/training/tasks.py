@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo.config import Family, Method, Params
-from nemo.identifier import Masks
-from nemo.losses import contrastive_loss, mwt_terms
-from nemo.processes import gathered
+from nemo.distributed import gathered
+from nemo.masking.generators import Masks
+from nemo.masking.losses import contrastive_loss, mwt_terms
 
 Parts = dict[str, Tensor]
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo.cells import MODULAR, Cell, Layout, cells
 from nemo.config import Params
-from nemo.layout import MODULAR, Cell, Layout, cells
 from nemo.report.results import read_json
 
 RECIPE = {"batch_size": 32, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.0}

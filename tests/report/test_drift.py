@@ -11,8 +11,8 @@ import pytest
 
 from nemo.report import check
 from nemo.report.drift import EXACT, TOLERANCES, Tolerance
-from nemo.report.layout import TABLES
 from nemo.report.results import read_results
+from nemo.report.table import TABLES
 from nemo.report.tables import csv_text, frames
 from tests.report.fake import make_params, make_results
 

@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nemo.layout import Cell, Layout
+from nemo.cells import Cell, Layout
 from nemo.report import render_tables, write_report
-from nemo.report.layout import count, points
 from nemo.report.results import MissingResultError, read_results
 from nemo.report.style import spread_labels
+from nemo.report.table import count, points
 from nemo.report.words import diagnose, headlines
 from tests.report.fake import accuracy, edit, make_params, make_results
 

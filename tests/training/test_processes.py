@@ -19,10 +19,10 @@ from nemo.cli.launch import launch
 from nemo.cli.main import cli
 from nemo.config import ParamsError, check_params
 from nemo.data import Augment, Batches
-from nemo.evaluation.predict import predict
-from nemo.identifier import modularize
+from nemo.distributed import is_first, this_part
+from nemo.masking.generators import modularize
 from nemo.models import build_model
-from nemo.processes import is_first, this_part
+from nemo.predict import predict
 from nemo.training.checkpoint import Checkpoint
 from nemo.training.fit import NonFiniteLossError, Plan, fit
 from nemo.training.tasks import Task, cross_entropy, make_task

@@ -1,0 +1,287 @@
+"""How each ATen op is said in normal form: reshape, permute, slice, cat, matmul, reductions."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from nemo.cut.graph import Dims, Rewriter, arg, aten, dims, dims_of, lstm_outputs, run
+
+LAST = 2**63 - 1  # how "to the end" is traced
+
+# Ops without effect on a functional graph in eval mode.
+IDENTITIES = {
+    aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default,
+    aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.detach_.default,
+}  # fmt: skip
+CASTS = {
+    aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default,
+}  # fmt: skip
+CHECKS = {
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
+    aten.sym_constrain_range_for_size.default,
+}  # fmt: skip
+
+
+Normaliser = Callable[[Rewriter, fx.Node], "fx.Node | list[fx.Node] | None"]
+
+
+def _axis(node: fx.Node, position: int, rank: int, default: int = 0) -> int:
+    """An argument that names a dimension, as a number from 0."""
+    return int(arg(node, position, node.kwargs.get("dim", default))) % rank
+
+
+def _reshaped(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """view, flatten, unflatten, squeeze, ...: whatever the words, the shape of the result."""
+    return None if dims(node).count(None) > 1 else rewriter.reshape(arg(node, 0), dims(node))
+
+
+def _permuted(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """transpose, movedim, ...: whatever the words, what becomes of dimensions of unequal sizes."""
+    source = arg(node, 0)
+    probe = torch.empty(*range(2, 2 + len(dims(source))), device="meta")
+    order = [size - 2 for size in run(node, probe, *node.args[1:], **node.kwargs).shape]
+    return rewriter.permute(source, order)
+
+
+def _selected(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    source, index = arg(node, 0), arg(node, 2)
+    if not isinstance(index, int):
+        return None
+    return _pick(rewriter, source, _axis(node, 1, len(dims(source))), index, dims(node))
+
+
+def _pick(rewriter: Rewriter, source: fx.Node, dim: int, index: int, shape: Dims) -> fx.Node | None:
+    size = dims(source)[dim]
+    if size is None or shape.count(None) > 1:
+        return None
+    start = index % size
+    return rewriter.reshape(rewriter.slice(source, dim, start, start + 1), shape)
+
+
+def _sliced(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    source: fx.Node = arg(node, 0)
+    start, stop, step = arg(node, 2), arg(node, 3), arg(node, 4, 1)
+    dim = _axis(node, 1, len(dims(source)))
+    size = dims(source)[dim]
+    if size is None:  # only x[:] is understood along the batch
+        return source if start in (0, None) and stop in (LAST, None) and step == 1 else None
+    if not all(v is None or isinstance(v, int) for v in (start, stop, step)):
+        return None
+    first, last, stride = slice(start, stop, step).indices(size)
+    if (first, last, stride) == (0, size, 1):
+        return source
+    return rewriter.slice(source, dim, first, last, stride)
+
+
+def _narrowed(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    source, start, length = arg(node, 0), arg(node, 2), arg(node, 3)
+    dim = _axis(node, 1, len(dims(source)))
+    if dims(source)[dim] is None or not isinstance(start, int) or not isinstance(length, int):
+        return None
+    return rewriter.slice(source, dim, start, start + length)
+
+
+def _split(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    """split, chunk, tensor_split: the pieces, as slices of the sizes that were traced."""
+    source = arg(node, 0)
+    dim = _axis(node, 2, len(dims(source)))
+    if dims(source)[dim] is None:
+        return None
+    pieces, start = [], 0
+    for piece in node.meta["val"]:
+        stop = start + int(piece.shape[dim])
+        pieces.append(rewriter.slice(source, dim, start, stop))
+        start = stop
+    return pieces
+
+
+def _unbound(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    source = arg(node, 0)
+    dim = _axis(node, 1, len(dims(source)))
+    size, shape = dims(source)[dim], dims(source)[:dim] + dims(source)[dim + 1 :]
+    if size is None or shape.count(None) > 1:
+        return None
+    pieces = [rewriter.slice(source, dim, index, index + 1) for index in range(size)]
+    return [rewriter.reshape(piece, shape) for piece in pieces]
+
+
+def _stacked(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    dim = _axis(node, 1, len(dims(node)))
+    shape = (*dims(node)[:dim], 1, *dims(node)[dim + 1 :])
+    if shape.count(None) > 1:
+        return None
+    return rewriter.cat([rewriter.reshape(source, shape) for source in arg(node, 0)], dim)
+
+
+def _concatenated(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    sources = [source for source in arg(node, 0) if dims(source) != (0,)]
+    return rewriter.cat(sources, _axis(node, 1, len(dims(node))))
+
+
+def _reduced(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """mean, sum, amax over some dimensions: keep them at size 1, then drop them by a reshape."""
+    source, axes = arg(node, 0), arg(node, 1)
+    rank = len(dims(source))
+    axes = [axes] if isinstance(axes, int) else axes
+    axes = sorted(a % rank for a in axes or range(rank))
+    if dims(node).count(None) > 1 or any(dims(source)[a] is None for a in axes):
+        return None
+    kept = tuple(1 if i in axes else size for i, size in enumerate(dims(source)))
+    reduced = rewriter.call(node.target, (source, axes, True, *node.args[3:]), kept)
+    reduced.kwargs = {key: value for key, value in node.kwargs.items() if key != "keepdim"}
+    return rewriter.reshape(reduced, dims(node))
+
+
+def _dropped(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """Dropout stays, for train(); a rate of 0 does not."""
+    return arg(node, 0) if arg(node, 1) == 0 else None
+
+
+def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """A cast to the type the value has already is nothing."""
+    before, after = arg(node, 0).meta.get("val"), node.meta["val"]
+    if before is not None and (before.dtype, before.device) == (after.dtype, after.device):
+        return arg(node, 0)  # type: ignore[no-any-return]
+    if node.target is aten.type_as.default:
+        return rewriter.call(aten.to.dtype, (arg(node, 0), after.dtype), dims(node))
+    return None
+
+
+def _cast_back(graph: fx.Graph, entry: fx.Node) -> None:
+    """From float32, say, to the type of the images, which is another one where the module runs."""
+    for node in list(graph.nodes):
+        before = arg(node, 0).meta.get("val") if node.target in CASTS else None
+        if before is None or not before.is_floating_point():
+            continue
+        if node.meta["val"].dtype == entry.meta["val"].dtype:
+            args = (arg(node, 0), entry)
+            new = Rewriter(graph, node).call(aten.type_as.default, args, dims(node))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
+def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """expand, expand_as; sizes that come from the batch can only stay as they are."""
+    source = arg(node, 0)
+    if dims(source) == dims(node):
+        return source  # type: ignore[no-any-return]
+    padded = (1,) * (len(dims(node)) - len(dims(source))) + dims(source)
+    if any(new is None and old is not None for old, new in zip(padded, dims(node), strict=True)):
+        return None
+    sizes = [-1 if size is None else size for size in dims(node)]
+    return rewriter.call(aten.expand.default, (source, sizes), dims(node))
+
+
+def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    return rewriter.call(aten.matmul.default, (arg(node, 0), arg(node, 1)), dims(node))
+
+
+def _added(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """addcmul, as a product and a sum."""
+    base, left, right = (arg(node, i) for i in range(3))
+    if node.kwargs.get("value", 1) != 1:
+        return None
+    product = rewriter.call(aten.mul.Tensor, (left, right), _broadcast(dims(left), dims(right)))
+    return rewriter.call(aten.add.Tensor, (base, product), dims(node))
+
+
+def _broadcast(one: Dims, other: Dims) -> Dims:
+    rank = max(len(one), len(other))
+    pairs = zip((1,) * (rank - len(one)) + one, (1,) * (rank - len(other)) + other, strict=True)
+    return tuple(b if a == 1 else a for a, b in pairs)
+
+
+def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    """An LSTM of which only the outputs are read, not its last state."""
+    if any(arg(user, 1) != 0 and user.users for user in node.users) or not isinstance(
+        arg(node, 3), bool
+    ):
+        return None
+    shape = dims_of(node.meta["val"][0])
+    return None if shape is None else [rewriter.call(lstm_outputs, node.args, shape)] * 3
+
+
+def _normed(rewriter: Rewriter, node: fx.Node) -> list[fx.Node]:
+    """What torch.export's own functionalisation makes of a BatchNorm in eval mode."""
+    x, weight, bias, mean, variance, momentum, eps = node.args
+    args = (x, weight, bias, mean, variance, False, momentum, eps, False)
+    return [rewriter.call(aten.batch_norm.default, args, dims(arg(node, 0)))] * 3
+
+
+NORMALISERS: dict[Any, Normaliser] = {
+    **dict.fromkeys(
+        [
+            aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+            aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default,
+            aten.reshape_as.default, aten.unsqueeze.default, aten.squeeze.default,
+            aten.squeeze.dim, aten.squeeze.dims,
+        ],
+        _reshaped,
+    ),
+    **dict.fromkeys(
+        [
+            aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default,
+            aten.movedim.int, aten.movedim.intlist, aten.numpy_T.default, aten.mT.default,
+        ],
+        _permuted,
+    ),
+    aten.select.int: _selected,
+    aten.slice.Tensor: _sliced,
+    aten.narrow.default: _narrowed,
+    **dict.fromkeys(
+        [
+            aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes,
+            aten.tensor_split.sections, aten.tensor_split.indices,
+        ],
+        _split,
+    ),
+    aten.unbind.int: _unbound,
+    aten.stack.default: _stacked,
+    aten.cat.default: _concatenated,
+    **dict.fromkeys(
+        [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default], _reduced
+    ),
+    **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default], _dropped),
+    **dict.fromkeys(CASTS, _cast),
+    **dict.fromkeys([aten.expand.default, aten.expand_as.default], _expanded),
+    **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
+    aten._native_batch_norm_legit_no_training.default: _normed,
+    aten.addcmul.default: _added,
+    aten.lstm.input: _lstm,
+    **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
+}  # fmt: skip
+
+
+def normalise(graph: fx.Graph, entry: fx.Node) -> None:
+    """Bring every node to normal form, in place; `entry` is the images."""
+    batch = entry.meta["val"].shape[0]
+    for node in list(graph.nodes):
+        if node.op == "output":
+            continue
+        node.meta["dims"] = dims_of(node.meta.get("val"))
+        if node.target in CHECKS:
+            graph.erase_node(node)
+            continue
+        if node.target is aten.sym_size.int and node.meta["val"].node.expr == batch.node.expr:
+            node.args = (entry, 0)
+        normaliser = NORMALISERS.get(node.target)
+        new = None if normaliser is None else normaliser(Rewriter(graph, node), node)
+        if isinstance(new, list):
+            for user in list(node.users):
+                assert user.target is operator.getitem
+                piece = new[arg(user, 1)]
+                piece.meta.setdefault("val", user.meta["val"])
+                user.replace_all_uses_with(piece)
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif new is not None and new is not node:
+            new.meta.setdefault("val", node.meta["val"])
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+    _cast_back(graph, entry)
+    graph.eliminate_dead_code()

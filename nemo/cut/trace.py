@@ -1,0 +1,177 @@
+"""Phase 2: the model as a functional graph of a small set of ops (ours).
+
+torch.export with a dynamic batch gives ATen ops; many of them say the same thing in different
+words. Here the graph is brought to a normal form: no in-place op, every op has one output, every
+rearrangement is one of reshape, permute, expand, slice and cat. `meta["dims"]` of a node is its
+shape, with None where the batch size enters (alone, or merged with other dimensions).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from nemo.cut.graph import arg, aten, run
+from nemo.cut.normal import normalise
+
+# Ops that may return their input, or a view of it, though their schema does not say so.
+ALIASING = {
+    aten.reshape.default, aten.contiguous.default, aten.dropout.default, aten.flatten.using_ints,
+    aten.feature_dropout.default, aten.to.dtype, aten.type_as.default, aten.lift_fresh.default,
+    aten.chunk.default, operator.getitem,
+}  # fmt: skip
+
+
+@dataclass
+class Traced:
+    """A graph in normal form; `constants` holds the values of its parameters and buffers."""
+
+    graph: fx.Graph
+    input: fx.Node
+    output: fx.Node  # the node whose value the model returns
+    constants: dict[fx.Node, Tensor]
+    paths: dict[fx.Node, str]  # of parameters only: their names in the model
+
+    def calls(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+    def moving(self) -> set[fx.Node]:
+        """The images, and all tensors that depend on them."""
+        found = {self.input}
+        for node in self.calls():
+            # Sizes, too, come from the images, but are not tensors.
+            if node.meta["dims"] is not None and found.intersection(node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def constant(self, name: str, value: Tensor, path: str | None) -> fx.Node:
+        """Add a constant of the graph; with a path, it is a parameter of this name."""
+        first = next(iter(self.graph.nodes))
+        with self.graph.inserting_before(first):
+            node = self.graph.placeholder(name)
+        node.meta["dims"] = tuple(value.shape)
+        self.constants[node] = value
+        if path is not None:
+            self.paths[node] = path
+        return node
+
+    def drop_unused(self) -> None:
+        """Forget constants that nothing reads."""
+        for node in [node for node in self.constants if not node.users]:
+            self.graph.erase_node(node)
+            del self.constants[node]
+            self.paths.pop(node, None)
+
+
+def trace(model: nn.Module, example: Tensor) -> Traced:
+    """Export `model` (its parameters are shared, not copied) and bring the graph to normal form.
+
+    Args:
+        example: (2, channels, height, width) of the model's dtype; batch 2, because 1 would be
+            taken for a constant.
+
+    Raises:
+        ValueError: torch.export cannot trace the model, or it does not return exactly one tensor.
+    """
+    batch = ({0: torch.export.Dim.AUTO},)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the model cannot be traced: {reason}") from error
+    nested = any(node.op == "get_attr" for node in exported.graph.nodes)  # such as autocast
+    if nested or not _functionalise(exported.graph):
+        exported = exported.run_decompositions({})
+    signature = exported.graph_signature
+    outputs = [s for s in signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
+    graph = exported.graph
+    nodes = {node.name: node for node in graph.nodes}
+    result = nodes.get(getattr(outputs[0].arg, "name", ""))
+    if len(outputs) != 1 or result is None or not isinstance(result.meta.get("val"), Tensor):
+        raise ValueError("the model must return one tensor")
+    constants, paths, entry = {}, {}, None
+    for spec in signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind == InputKind.USER_INPUT:
+            entry = node
+            continue
+        held = exported.state_dict if spec.target in exported.state_dict else exported.constants
+        constants[node] = held[spec.target].detach()
+        if spec.kind == InputKind.PARAMETER:
+            paths[node] = spec.target
+    assert entry is not None
+    returns = next(node for node in graph.nodes if node.op == "output")
+    returns.args = (result,)
+    normalise(graph, entry)
+    return Traced(graph, entry, returns.args[0], constants, paths)
+
+
+def evaluate(traced: Traced, images: Tensor) -> dict[fx.Node, Any]:
+    """The value of every node, parameters included."""
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = images if node is traced.input else traced.constants[node]
+            elif node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = run(node, *args, **kwargs)
+    return values
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that called this op; "" at the top."""
+    if "path" in node.meta:
+        return str(node.meta["path"])
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _functionalise(graph: fx.Graph) -> bool:
+    """Replace in-place ops by functional ones; False if a view of the changed value is read later.
+
+    (Then functionalisation by torch.export is needed; it is slower, and it drops dropout.)
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
+            continue
+        changed = arg(node, 0)
+        others = [member for member in _family(changed, node) if member is not changed]
+        later = any(order[user] > order[node] for member in others for user in member.users)
+        packet = getattr(aten, node.target._schema.name.split("::")[1].removesuffix("_"), None)
+        overload = getattr(packet, node.target._overloadname, None)
+        if later or overload is None:
+            return False
+        node.target = overload
+        changed.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
+    return True
+
+
+def _family(node: fx.Node, without: fx.Node) -> list[fx.Node]:
+    """All nodes that may share memory with `node`, except those made by way of `without`."""
+
+    def aliases(child: fx.Node) -> bool:
+        """Whether `child` may share memory with its first argument."""
+        if child.target in ALIASING:
+            return True
+        schema = getattr(child.target, "_schema", None)
+        return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+    root = node
+    while root.op == "call_function" and aliases(root) and isinstance(root.args[0], fx.Node):
+        root = root.args[0]
+    members, queue = [root], [root]
+    while queue:
+        member = queue.pop()
+        children = [c for c in member.users if aliases(c) and c.args[0] is member]
+        children = [child for child in children if child not in (without, *members)]
+        members += children
+        queue += children
+    return members

@@ -1,0 +1,1 @@
+"""Masked neurons: their places, mask generators, losses on masks, class masks."""

@@ -1,0 +1,241 @@
+"""Class masks and what they say (paper section 4.3 and its evaluation): NRR, cohesion, coupling.
+
+Masks are dicts {layer: tensor} with samples or classes in rows. Shapes: S samples, C classes,
+N_l neurons of layer l, K = sum of N_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nemo.masking.generators import Modular
+
+STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
+PAIR_BLOCK = 2048  # rows of samples that are compared at a time
+
+
+class SubsetMasks(dict[str, Tensor]):
+    """{layer: bool (N_l,)} of a class subset, and the `classes` it stands for."""
+
+    def __init__(self, masks: Mapping[str, Tensor], classes: Sequence[int]) -> None:
+        super().__init__(masks)
+        self.classes = list(classes)
+
+
+class ClassMasks(dict[str, Tensor]):
+    """{layer: bool (C, N_l)}: the neurons each class uses, made by `class_masks`.
+
+    `dead` names, per layer, the classes for which no neuron was ever on and the most frequent
+    5 % stand in.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor], dead: Mapping[str, list[int]]) -> None:
+        super().__init__(masks)
+        self.dead = {layer: classes for layer, classes in dead.items() if classes}
+
+    @property
+    def num_classes(self) -> int:
+        return len(next(iter(self.values())))
+
+    def select(self, classes: Sequence[int]) -> SubsetMasks:
+        """The OR of the masks of `classes` (paper section 4.4).
+
+        Raises:
+            ValueError: no classes, one that does not exist, or one named twice.
+        """
+        chosen = [int(c) for c in classes]
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ValueError(f"classes must be distinct and at least one, got {chosen}")
+        if not all(0 <= c < self.num_classes for c in chosen):
+            raise ValueError(f"classes must lie in 0..{self.num_classes - 1}, got {chosen}")
+        return SubsetMasks({layer: mask[chosen].any(0) for layer, mask in self.items()}, chosen)
+
+
+@torch.inference_mode()
+def sample_bits(
+    modular: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Run `modular` in eval mode over the batches; yield ({layer: bool (B, N_l)}, labels (B,))."""
+    training = modular.training
+    modular.eval()
+    weights = next(modular.parameters(), None)
+    try:
+        for images, labels in loader:
+            here = images.device if weights is None else weights.device
+            _, masks = modular(images.to(here))
+            yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
+    finally:
+        modular.train(training)
+
+
+def class_masks(
+    modular: Modular, loader: Iterable[tuple[Tensor, Tensor]], threshold: float = 0.9
+) -> ClassMasks:
+    """The neurons each class uses: those on for at least `threshold` of its samples.
+
+    One pass in eval mode that keeps counts only, O(C x K) memory whatever the number of samples.
+
+    Args:
+        modular: from `nemo.modularize`, trained.
+        loader: batches of (images, labels); every label from 0 to the largest must occur. Use the
+            training images, without augmentation.
+        threshold: fraction of a class's samples, in (0, 1].
+
+    Raises:
+        ValueError: a threshold outside (0, 1], no batches, or a class without samples.
+    """
+    return masks_from_frequency(mask_frequency(sample_bits(modular, loader)), threshold)
+
+
+def masks_from_frequency(frequency: Mapping[str, Tensor], threshold: float) -> ClassMasks:
+    """`threshold_masks` together with the list of dead layers; frequency is {layer: (C, N_l)}."""
+    dead = {layer: dead_classes(values, threshold) for layer, values in frequency.items()}
+    return ClassMasks(threshold_masks(frequency, threshold), dead)
+
+
+def mask_frequency(
+    batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
+) -> dict[str, Tensor]:
+    """Fraction of each class's samples with the bit on: {layer: float64 (C, N_l)}.
+
+    Args:
+        batches: ({layer: bool (B, N_l)}, labels (B,)) pairs, as `sample_bits` yields them.
+
+    Raises:
+        ValueError: no batches, or a class (a label below the largest) without samples.
+    """
+    on: dict[str, Tensor] = {}
+    samples = torch.zeros(0, dtype=torch.float64)
+    for bits, labels in batches:
+        classes = max(len(samples), int(labels.max()) + 1)
+        belongs = F.one_hot(labels, classes).float().T  # (C, B); a batch's counts fit float32
+        samples = _grow(samples, classes) + belongs.sum(1).cpu()
+        for layer, bit in bits.items():
+            counts = (belongs @ bit.float()).cpu().double()
+            on[layer] = _grow(on.get(layer, counts[:0]), classes) + counts
+    if not len(samples):
+        raise ValueError("the loader gave no batches")
+    if not samples.all():
+        missing = (samples == 0).nonzero().flatten().tolist()
+        raise ValueError(f"no sample of class(es) {missing}: every class needs at least one")
+    return {layer: total / samples[:, None] for layer, total in on.items()}
+
+
+def _grow(rows: Tensor, count: int) -> Tensor:
+    if len(rows) == count:
+        return rows
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+@overload
+def threshold_masks(frequency: Tensor, threshold: float) -> Tensor: ...
+@overload
+def threshold_masks(frequency: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]: ...
+def threshold_masks(
+    frequency: Tensor | Mapping[str, Tensor], threshold: float
+) -> Tensor | dict[str, Tensor]:
+    """Bool masks of the neurons with frequency >= threshold, per class and layer.
+
+    Where none reaches it, the class lowers the layer's threshold by 0.05 at a time, down to 0.05,
+    until one does. If none reaches 0.05 the layer is dead for the class: its most frequent 5 % (at
+    least one; the lower index wins a tie) are kept, where the authors' code draws random ones.
+
+    Args:
+        frequency: (C, N_l), or {layer: (C, N_l)}; values in [0, 1].
+        threshold: in (0, 1].
+
+    Raises:
+        ValueError: threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+    if isinstance(frequency, Tensor):
+        return torch.stack([_threshold_row(row, threshold) for row in frequency])
+    return {layer: threshold_masks(values, threshold) for layer, values in frequency.items()}
+
+
+def _threshold_row(row: Tensor, threshold: float) -> Tensor:
+    steps = int(round(threshold / STEP, 6))
+    lowered = [round(threshold - STEP * step, 10) for step in range(steps)]
+    for limit in [*(t for t in lowered if t > STEP), min(threshold, STEP)]:
+        mask = row >= limit
+        if mask.any():
+            return mask
+    kept = max(1, round(0.05 * len(row)))
+    mask = torch.zeros(len(row), dtype=torch.bool, device=row.device)
+    mask[row.argsort(descending=True, stable=True)[:kept]] = True
+    return mask
+
+
+def dead_classes(frequency: Tensor, threshold: float) -> list[int]:
+    """The classes (rows of (C, N_l)) for which the layer is dead: none reaches the last limit."""
+    dead = frequency.amax(1) < min(threshold, STEP)
+    return [int(c) for c in dead.nonzero().flatten()]
+
+
+def retention_rate(class_masks: Mapping[str, Tensor]) -> float:
+    """Neuron retention rate: kept neurons / K, the mean over classes for {layer: (C, N_l)}, or
+    that of one subset for {layer: (N_l,)}."""
+    return _concat(class_masks).double().mean().item()
+
+
+def coupling(class_masks: Mapping[str, Tensor]) -> float:
+    """Mean Jaccard similarity of the masks of all pairs of different classes; NaN for one class."""
+    similar = coupling_matrix(class_masks)
+    pairs = torch.ones_like(similar, dtype=torch.bool).triu(1)
+    return similar[pairs].mean().item()
+
+
+def coupling_matrix(class_masks: Mapping[str, Tensor]) -> Tensor:
+    """Jaccard similarities (C, C) of the class masks, all layers together."""
+    rows = _concat(class_masks).double()
+    return _jaccard(rows, rows)
+
+
+def cohesion(
+    bits: Mapping[str, Tensor], labels: Tensor, class_masks: Mapping[str, Tensor]
+) -> float:
+    """How alike the samples of a class are inside its class mask.
+
+    The mean over classes of the mean Jaccard similarity of its samples' (bits AND class mask), over
+    all pairs of different samples. Classes with fewer than two samples do not count; NaN if none
+    has two. Two empty sets have similarity 0.
+
+    Args:
+        bits: {layer: bool (S, N_l)}, a row per sample.
+        labels: (S,) class of each sample.
+        class_masks: {layer: bool (C, N_l)}.
+    """
+    every = _concat({layer: bits[layer] for layer in class_masks})
+    masks = _concat(class_masks).to(every.device)
+    means = []
+    for label in labels.unique().tolist():
+        rows = every[labels == label][:, masks[label]]
+        count = len(rows)
+        if count < 2:
+            continue
+        blocks = rows.split(PAIR_BLOCK)  # as floats, two at a time: never samples x K of them
+        sums = [_jaccard(a.float(), b.float()).double().sum() for a in blocks for b in blocks]
+        with_itself = rows.any(1).sum()  # J(i, i) is 1, or 0 for an empty row
+        pairs = count * (count - 1)
+        means.append(((torch.stack(sums).sum() - with_itself) / pairs).item())
+    return sum(means) / len(means) if means else float("nan")
+
+
+def _jaccard(a: Tensor, b: Tensor) -> Tensor:
+    """(M, K) and (N, K) of zeros and ones -> (M, N); intersections by one matrix product."""
+    both = a @ b.T
+    either = a.sum(1)[:, None] + b.sum(1)[None, :] - both
+    return both / either.clamp(min=1)
+
+
+def _concat(masks: Mapping[str, Tensor]) -> Tensor:
+    """{layer: (R, N_l)} or {layer: (N_l,)} -> bool (R, K)."""
+    if not masks:
+        raise ValueError("masks is empty: expected {layer: tensor} with at least one layer")
+    return torch.cat([torch.atleast_2d(mask) for mask in masks.values()], 1).bool()

@@ -1,0 +1,233 @@
+"""Mask generators, and the modular model that carries them (paper section 4.1).
+
+For a layer with input x and output y, `m = relu(tanh(W2 relu(W1 pool(x))))` in [0, 1), one value
+per neuron and sample, multiplies y: after BatchNorm for a convolution, after the bias for a Linear.
+Skip paths stay unmasked. Biases start at 1, so every mask starts almost fully on.
+
+Shapes: B images, N_l neurons of layer l.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
+
+Masks = dict[str, Tensor]
+CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
+
+
+class MaskGenerator(nn.Module):
+    """Maps the pooled input (B, in_features) of a layer to the mask (B, neurons) of its neurons."""
+
+    def __init__(self, in_features: int, neurons: int, hidden: int, first_bias: bool) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(in_features, hidden, bias=first_bias)
+        self.excite = nn.Linear(hidden, neurons)
+        for linear in (self.squeeze, self.excite):
+            nn.init.kaiming_normal_(linear.weight)
+            if linear.bias is not None:
+                nn.init.ones_(linear.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return torch.tanh(self.excite(torch.relu(self.squeeze(pooled)))).relu()
+
+    @classmethod
+    def for_layer(cls, module: nn.Module, neurons: int) -> MaskGenerator:
+        """The paper's sizes: hidden width N_l, or N_l // 2 from 128 (conv) or 3073 (Linear) on."""
+        if isinstance(module, nn.Conv2d):
+            hidden = neurons if neurons < 128 else neurons // 2
+            return cls(module.in_channels, neurons, hidden, first_bias=False)
+        assert isinstance(module, nn.Linear)
+        hidden = neurons if neurons < 3073 else neurons // 2
+        return cls(module.in_features, neurons, hidden, first_bias=True)
+
+
+class Modular(nn.Module):
+    """A model with mask generators on its layers; calling it gives (logits, masks).
+
+    `model` is the model itself, unchanged: its own call ignores the generators, and its state_dict
+    keys are the ones it had. `sites` are the masked layers in call order and `skipped` says why
+    every other one is not. The mask is multiplied into the output of the modules in `overwritable`
+    where it lies, unless they have forward hooks, which may keep it. `input_size` is that of the
+    images it was made for, (channels, height, width).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: list[Site],
+        overwritable: Collection[str],
+        input_size: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.overwritable = frozenset(overwritable)
+        self.input_size = tuple(input_size)
+        self.sites = [site for site in sites if site.skip is None]
+        self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
+        if not self.sites:
+            reasons = "; ".join(f"{layer}: {why}" for layer, why in self.skipped.items())
+            raise ValueError(f"the model has no layer to mask ({reasons or 'no Conv2d or Linear'})")
+        reference = next(model.parameters())
+        self.generators = nn.ModuleDict(
+            {
+                _key(site): MaskGenerator.for_layer(
+                    model.get_submodule(site.module), site.neurons
+                ).to(reference.device, reference.dtype)
+                for site in self.sites
+            }
+        )
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Masked layers and their numbers of neurons; the values add up to K."""
+        return {site.layer: site.neurons for site in self.sites}
+
+    def forward(self, images: Tensor) -> tuple[Any, Masks]:
+        """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients."""
+        with self._attached() as masks:
+            logits = self.model(images)
+        return logits, {site.layer: masks[site.layer] for site in self.sites}
+
+    @contextmanager
+    def _attached(self) -> Iterator[Masks]:
+        """Hooks for one forward pass only, so that the model stays an ordinary one outside it."""
+        masks: Masks = {}
+        handles = []
+        by_module: dict[str, list[Site]] = {}
+        for site in self.sites:
+            by_module.setdefault(site.module, []).append(site)
+        for name, sites in by_module.items():
+            module = self.model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(partial(self._generate, sites, masks)))
+            acting = sites[0].norm or name
+            target = self.model.get_submodule(acting)
+            in_place = acting in self.overwritable and not target._forward_hooks
+            hook = partial(_multiply, sites, masks, in_place)
+            if isinstance(getattr(target, "act", None), nn.Module):
+                # timm's BatchNormAct2d applies its activation itself: the mask goes in between
+                before = cast(nn.Module, target.act)
+                handles.append(before.register_forward_pre_hook(lambda m, a, h=hook: h(m, a, a[0])))
+            else:
+                handles.append(target.register_forward_hook(hook))
+        try:
+            yield masks
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _generate(
+        self, sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        # a plain layer's gradient is its own, unless a hook was given it
+        hooked = module._backward_hooks or module._backward_pre_hooks
+        in_place = type(module) in PLAIN and not hooked
+        x, pooled = _Pool.apply(args[0], isinstance(module, nn.Conv2d), in_place)
+        for site in sites:
+            masks[site.layer] = self.generators[_key(site)](pooled)
+        return (x, *args[1:])
+
+
+def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
+    """Attach mask generators to every maskable layer of `model` (paper section 4.1).
+
+    Args:
+        model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
+        example: a batch of images (B, channels, height, width) to run once, to see which layers are
+            used and in what order; by default of the size the model declares, else 3 x 32 x 32.
+            `decompose` takes its size, too.
+
+    The masks live in hooks that exist during the forward pass only, so reentrant activation
+    checkpointing, which repeats parts of it later, gives wrong gradients.
+
+    Returns:
+        A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
+
+    Raises:
+        ValueError: the model has nothing to mask.
+    """
+    example = example_input(model) if example is None else example
+    sites = find_sites(model, example)
+    masked = [site for site in sites if site.skip is None]
+    return Modular(model, sites, overwritable(model, masked, example), example.shape[1:])
+
+
+def _key(site: Site) -> str:
+    return site.layer.replace(".", "_")  # ModuleDict keys may not hold dots
+
+
+def _multiply(
+    sites: list[Site],
+    masks: Masks,
+    in_place: bool,
+    module: nn.Module,
+    args: tuple[Tensor, ...],
+    output: Tensor,
+) -> Tensor:
+    found = [masks[site.layer] for site in sites]
+    mask = found[0] if len(found) == 1 else torch.cat(found, 1)
+    if sites[0].norm is not None or isinstance(module, nn.Conv2d):
+        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None], in_place))
+    mask = mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
+    return cast(Tensor, _Scale.apply(output, mask, in_place))
+
+
+class _Pool(torch.autograd.Function):
+    """x itself, for the layer, and its mean over space (B, C, H, W) or tokens (B, ..., C), (B, C).
+
+    The layer alone reads this x. So its gradient can take up that of the mean `in_place`, where
+    autograd would write out a third gradient of the size of x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, is_conv: bool, in_place: bool) -> tuple[Tensor, Tensor]:
+        ctx.in_place = in_place
+        ctx.over = tuple(range(2, x.ndim) if is_conv else range(1, x.ndim - 1))
+        return x, x.mean(ctx.over) if ctx.over else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None]:
+        for d in ctx.over:
+            for_mean = for_mean.unsqueeze(d)
+        pixels = math.prod(for_x.shape[d] for d in ctx.over)
+        each = for_mean / pixels
+        return for_x.add_(each) if ctx.in_place else for_x + each, None, None
+
+
+class _Scale(torch.autograd.Function):
+    """`y * m` with m broadcast over space or tokens, written over y where nothing else needs y.
+
+    The gradient for y has y's memory format; that of autograd may not, which slows the backward
+    pass of what comes before. In place saves a feature map a layer: the gradient for m is then
+    `sum(grad * y m) / m`, and 0 where m is 0, whose gradient the generator's relu drops anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, m: Tensor, in_place: bool) -> Tensor:
+        ctx.in_place = in_place
+        # `data`: a Linear's output is a view, whose in-place autograd would copy the gradient twice
+        out = y.data.mul_(m) if in_place else y * m
+        ctx.save_for_backward(out if in_place else y, m)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        y, m = ctx.saved_tensors
+        over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
+        for_y, for_m = torch.empty_like(y), torch.empty_like(m)
+        # only a CPU gains by parts; a GPU would pay for their many kernels
+        rows = max(1, CACHE_ELEMENTS // y[0].numel()) if y.device.type == "cpu" else len(y)
+        parts = zip(*(t.split(rows) for t in (grad, y, m, for_y, for_m)), strict=True)
+        for grad_, y_, m_, for_y_, for_m_ in parts:  # while a part is in cache, both products
+            torch.mul(grad_, m_, out=for_y_)
+            product = grad_ * y_
+            torch.sum(product, over, keepdim=True, out=for_m_) if over else for_m_.copy_(product)
+        return for_y, torch.where(m > 0, for_m / m, 0) if ctx.in_place else for_m, None

@@ -1,0 +1,1 @@
+"""What a module is when it runs: steps over layers and ops, and its files."""

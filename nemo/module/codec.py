@@ -1,0 +1,219 @@
+"""Modules as plain JSON values and back, through an allow-list (ours).
+
+Reading trusts nothing: names, kinds, ops and the types of arguments are checked, references point
+backwards, widths come from the tensors, and a rehearsal without data finds absurd sizes before
+memory is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nemo.cut.ops import OPS
+from nemo.module.layers import LayerSpec
+from nemo.module.program import DecomposedModule
+from nemo.module.steps import INPUT, Ref, Step
+
+DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16,
+                              torch.int64, torch.int32, torch.bool)}  # fmt: skip
+NAME = re.compile(r"[A-Za-z0-9_]{1,200}")  # those in an nn.Sequential are numbers
+LARGEST_VALUE = 2**28  # elements of one value of a module, at batch 2
+LARGEST_NUMBER = 2**31
+CONFIG: dict[str, tuple[type, ...]] = {
+    "stride": (list,), "padding": (list, str), "dilation": (list,), "groups": (int,),
+    "eps": (float,), "momentum": (float, type(None)), "shape": (list,), "channels": (int,),
+    "p": (float,), "dim": (int,), "repeats": (int,), "trainable": (bool,),
+}  # fmt: skip
+
+
+class RefusedError(ValueError):
+    """A description that is not one of a module."""
+
+
+def encode(module: DecomposedModule) -> dict[str, Any]:
+    """What a module is, but for its tensors.
+
+    Raises:
+        ValueError: it runs an op that is not in the op table, so it could not be read back.
+    """
+    return {
+        "input_size": list(module.input_size),
+        "output": module.output,
+        "layers": {name: {"kind": k, "config": c} for name, (k, c) in module.kinds.items()},
+        "steps": [_encode_step(step) for step in module.steps],
+    }
+
+
+def decode(body: dict[str, Any], tensors: dict[str, Tensor]) -> DecomposedModule:
+    """The module of a description and its tensors, which has been run once.
+
+    Raises:
+        RefusedError: something is not allowed, or does not fit.
+    """
+    layers = _decode_layers(body["layers"], tensors)
+    steps = _decode_steps(body["steps"], layers)
+    size, output = body["input_size"], body["output"]
+    known = {INPUT, *(step.name for step in steps)}
+    _check(isinstance(output, str) and output in known, "output names no step")
+    _check(
+        isinstance(size, list) and 1 <= len(size) <= 4 and all(map(_is_size, size)),
+        "bad input_size",
+    )
+    _check(math.prod(size) <= LARGEST_VALUE, "input_size is too large")
+    try:
+        _rehearse(layers, steps, output, size)
+        module = DecomposedModule(layers, steps, output, size).eval()
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        with torch.no_grad():
+            module(torch.zeros(1, *size, dtype=dtype))
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError,
+            ZeroDivisionError, OverflowError, AssertionError) as error:  # fmt: skip
+        reason = str(error).strip().split("\n")[0]
+        raise RefusedError(f"the module cannot run: {reason}") from None
+    return module
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RefusedError(message)
+
+
+def _rehearse(
+    layers: dict[str, LayerSpec], steps: list[Step], output: str, size: list[int]
+) -> None:
+    """Run without data, so that absurd sizes are found before memory is asked for."""
+    shells = {
+        name: LayerSpec(kind, config, {key: t.to("meta") for key, t in tensors.items()})
+        for name, (kind, config, tensors) in layers.items()
+    }
+    dtype = next((t.dtype for spec in layers.values() for t in spec.tensors.values()
+                  if t.is_floating_point()), torch.float32)  # fmt: skip
+    module = DecomposedModule(shells, steps, output, size).eval()
+    values: dict[str, Any] = {INPUT: torch.zeros(2, *size, dtype=dtype, device="meta")}
+    with torch.no_grad():
+        for step in steps:
+            module.advance(step, values)
+            made = values[step.name]
+            if isinstance(made, Tensor):
+                _check(made.numel() <= LARGEST_VALUE, f"step {step.name!r} is too large")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < LARGEST_NUMBER
+
+
+def _decode_layers(described: Any, tensors: dict[str, Tensor]) -> dict[str, LayerSpec]:
+    _check(isinstance(described, dict), "layers must be an object")
+    held: dict[str, dict[str, Tensor]] = {name: {} for name in described}
+    for key, tensor in tensors.items():
+        name, _, leaf = key.rpartition(".")
+        _check(name in held, f"tensor {key!r} belongs to no layer")
+        held[name][leaf] = tensor
+    taken = set(dir(DecomposedModule))
+    for name, spec in described.items():
+        _check(NAME.fullmatch(name) is not None and name not in taken, f"bad layer name {name!r}")
+        _check(isinstance(spec, dict) and set(spec) == {"kind", "config"}, f"bad layer {name!r}")
+        _check(isinstance(spec["config"], dict), f"bad config of layer {name!r}")
+        _check_config(name, spec["kind"], spec["config"])
+    return {
+        name: LayerSpec(spec["kind"], spec["config"], held[name])
+        for name, spec in described.items()
+    }
+
+
+def _decode_steps(described: Any, layers: dict[str, LayerSpec]) -> list[Step]:
+    _check(isinstance(described, list), "steps must be a list")
+    steps: list[Step] = []
+    known = {INPUT}
+    for item in described:
+        right = isinstance(item, dict) and set(item) == {
+            "name",
+            "target",
+            "layer",
+            "args",
+            "kwargs",
+        }
+        _check(right and isinstance(item["layer"], bool), "bad step")
+        name, target = item["name"], item["target"]
+        _check(
+            isinstance(name, str) and NAME.fullmatch(name) is not None, f"bad step name {name!r}"
+        )
+        _check(name not in known, f"step {name!r} exists twice")
+        allowed = layers if item["layer"] else OPS
+        _check(isinstance(target, str) and target in allowed, f"{target!r} is not allowed")
+        _check(
+            isinstance(item["args"], list) and isinstance(item["kwargs"], dict),
+            f"bad step {name!r}",
+        )
+        args = tuple(_decode(arg, known) for arg in item["args"])
+        kwargs = {key: _decode(value, known) for key, value in item["kwargs"].items()}
+        plain = item["layer"] or "." not in target  # layers, and arithmetic on sizes
+        simple = all(isinstance(a, (Ref, int)) for a in args) and not kwargs
+        _check(simple or not plain, f"bad arguments of step {name!r}")
+        steps.append(Step(name, target, item["layer"], args, kwargs))
+        known.add(name)
+    return steps
+
+
+def _encode_step(step: Step) -> dict[str, Any]:
+    if not step.is_layer and step.target not in OPS:
+        raise ValueError(f"cannot save: {step.target} (step {step.name}) is not in the op table")
+    args = [_encode(arg) for arg in step.args]
+    kwargs = {key: _encode(value) for key, value in step.kwargs.items()}
+    return {"name": step.name, "target": step.target, "layer": step.is_layer, "args": args,
+            "kwargs": kwargs}  # fmt: skip
+
+
+def _encode(value: Any) -> Any:
+    """An argument as JSON: a reference to a value, a type or a special number is an object."""
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"cannot save: an op has an argument of type {type(value).__name__}")
+
+
+def _decode(value: Any, known: set[str], depth: int = 0) -> Any:
+    if isinstance(value, dict):
+        _check(len(value) == 1, "bad argument")
+        ((kind, content),) = value.items()
+        _check(isinstance(content, str), "bad argument")
+        if kind == "ref" and content in known:
+            return Ref(content)
+        if kind == "dtype" and content in DTYPES:
+            return DTYPES[content]
+        if kind == "float" and content in ("inf", "-inf", "nan"):
+            return float(content)
+        raise RefusedError(f"bad argument {kind} {content!r}")
+    if isinstance(value, list):
+        _check(len(value) <= 4096 and depth < 2, "bad argument: a long or deep list")
+        return [_decode(item, known, depth + 1) for item in value]
+    if isinstance(value, str):
+        _check(len(value) <= 40, "bad argument: a long text")
+    if isinstance(value, int):
+        # "to the end" of a slice is traced as the largest integer
+        _check(abs(value) < LARGEST_NUMBER or value == 2**63 - 1, f"bad argument {value}")
+    return value
+
+
+def _check_config(name: str, kind: Any, config: dict[str, Any]) -> None:
+    """Types of a layer's settings; whether they fit its tensors is seen when it is built."""
+    for key, value in config.items():
+        _check(key in CONFIG and type(value) in CONFIG[key], f"bad {key} of layer {name!r}")
+        numbers = value if isinstance(value, list) else [value]
+        for number in numbers:
+            if isinstance(value, list) or type(number) is int:
+                right = type(number) is int and 0 <= number < LARGEST_NUMBER
+                _check(right, f"bad {key} of layer {name!r}")
+    _check(isinstance(kind, str), f"bad kind of layer {name!r}")

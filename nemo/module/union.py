@@ -1,0 +1,239 @@
+"""Two modules as one model, with logits that can be compared (ours).
+
+The union of class subsets of one parent is an OR of masks: `class_masks.select([...])`. Modules of
+different parents share nothing, and nothing ties the scale of one's logits to the other's. So each
+module keeps its weights and gets two numbers, a scale and a bias, that minimise the cross-entropy
+of all the logits together on validation images. The result is one more module: both programs,
+side by side, and a concatenation.
+
+Shapes: B images, N validation images, T_a and T_b classes of the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo.module.layers import LayerSpec
+from nemo.module.program import DecomposedModule
+from nemo.module.steps import INPUT, Ref, Step
+from nemo.predict import accuracy, predict
+
+
+class Calibration(NamedTuple):
+    """What a module's logits are multiplied by, and what is then added to them."""
+
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+def merge(
+    a: DecomposedModule, b: DecomposedModule, loader: Iterable[tuple[Tensor, Tensor]]
+) -> DecomposedModule:
+    """One module for the classes of `a` and then those of `b`.
+
+    It takes images as `a` does: where `b` was trained on images normalised otherwise, they are
+    converted inside. It holds copies of the weights, and is saved, loaded and run like any module;
+    `info["merged"]` names the parts with their scales and biases.
+
+    Args:
+        a, b: modules with disjoint classes and one input size, cut from whatever parents.
+        loader: batches of held-out images (B, C, H, W), normalised as for `a` and on its device,
+            and labels (B,) in 0..T_a+T_b-1; some of each module's classes.
+
+    Raises:
+        ValueError: see `check_mergeable`; or no batches, or labels that do not fit.
+    """
+    names = check_mergeable(a, b)
+    raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
+    count = len(class_names(a))
+    if not 0 <= labels.min() < count <= labels.max() < len(names):
+        raise ValueError(
+            f"labels must lie in 0..{len(names) - 1}, some below {count} and some not, "
+            f"got {labels.min()}..{labels.max()}"
+        )
+    parts = calibrate(raw, labels, count)
+    merged = _assemble(a, b, *parts)
+    merged.report, merged.certificate = _report(a, b), _certificate(a, b)
+    merged.info = _info(a, b, parts)
+    if "finetuned" in a.info and "finetuned" in b.info:
+        measured = accuracy(apply(raw, parts, count), labels)
+        merged.info["finetuned"] = {"val_accuracy": round(measured, 6)}
+    return merged
+
+
+def check_mergeable(a: DecomposedModule, b: DecomposedModule) -> list[str]:
+    """The names of the merged module's classes.
+
+    Raises:
+        ValueError: a class in both, different input sizes or dtypes, a module that does not name
+            its classes, or only one that says how its images are normalised.
+    """
+    first, second = class_names(a), class_names(b)
+    both = sorted(set(first) & set(second))
+    if both:
+        raise ValueError(f"both modules have the classes {', '.join(both)}; accepted: disjoint")
+    if a.input_size != b.input_size:
+        sizes = [" x ".join(map(str, m.input_size)) for m in (a, b)]
+        raise ValueError(
+            f"the modules take images of {sizes[0]} and {sizes[1]}; accepted: one size"
+        )
+    kinds = [str(next(m.parameters()).dtype).removeprefix("torch.") for m in (a, b)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"the modules compute in {kinds[0]} and {kinds[1]}; accepted: one dtype")
+    if ("preprocessing" in a.info) != ("preprocessing" in b.info):
+        raise ValueError("only one module says how images are normalised; accepted: both or none")
+    return [*first, *second]
+
+
+def class_names(module: DecomposedModule) -> list[str]:
+    """The names a module was saved with, or its parent's numbers for them.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    names = module.info.get("class_names") or module.classes
+    if not names:
+        raise ValueError("a module does not name its classes; cut it with `classes`")
+    return [str(name) for name in names]
+
+
+def calibrate(logits: Tensor, labels: Tensor, count: int) -> tuple[Calibration, Calibration]:
+    """The scale and bias of each module that minimise the cross-entropy, a convex problem.
+
+    The prior is that logits are right as they are, give or take 1: it weighs as much as one image
+    or so, and keeps the numbers finite where all images are told apart without an error.
+
+    Args:
+        logits: (N, T_a+T_b), uncalibrated.
+        labels: (N,).
+        count: T_a.
+    """
+    # the copies are ordinary tensors, which those of inference mode are not
+    logits, labels = logits.double().clone(), labels.clone()
+    scales = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    biases = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scales, biases], max_iter=100, line_search_fn="strong_wolfe")
+    widths = torch.tensor([count, logits.shape[1] - count])
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        scaled = logits * scales.repeat_interleave(widths) + biases.repeat_interleave(widths)
+        prior = 0.5 * ((scales - 1).square().sum() + biases.square().sum())
+        loss = F.cross_entropy(scaled, labels) + prior / len(labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found = zip(scales.tolist(), biases.tolist(), strict=True)
+    first, second = (Calibration(round(scale, 6), round(bias, 6)) for scale, bias in found)
+    return first, second
+
+
+def apply(logits: Tensor, parts: tuple[Calibration, Calibration], count: int) -> Tensor:
+    """Calibrated logits (N, T_a+T_b) from uncalibrated ones, of which the first `count` are a's."""
+    sides = zip(logits.split([count, logits.shape[1] - count], 1), parts, strict=True)
+    return torch.cat([side * part.scale + part.bias for side, part in sides], 1)
+
+
+def _assemble(
+    a: DecomposedModule, b: DecomposedModule, of_a: Calibration, of_b: Calibration
+) -> DecomposedModule:
+    """Both programs and their concatenation; names of a's steps begin with a_, of b's with b_."""
+    layers, steps = _renormalise(a, b)
+    source = steps[-1].name if steps else INPUT
+    for side, module, entry, part in (("a", a, INPUT, of_a), ("b", b, source, of_b)):
+        for name, (kind, config) in module.kinds.items():
+            state = module.get_submodule(name).state_dict()
+            layers[f"{side}_{name}"] = LayerSpec(
+                kind, config, {key: value.clone() for key, value in state.items()}
+            )
+        steps += [_renamed(step, side, entry) for step in module.steps]
+        scaled = Ref(f"scaled_{side}")
+        output = _renamed_value(Ref(module.output), side, entry)
+        steps.append(Step(scaled.name, "aten.mul.Scalar", False, (output, part.scale)))
+        steps.append(Step(f"logits_{side}", "aten.add.Scalar", False, (scaled, part.bias)))
+    both = [Ref("logits_a"), Ref("logits_b")]
+    steps.append(Step("logits", "aten.cat.default", False, (both, 1)))
+    unlisted = {**a.unlisted, **b.unlisted}
+    return DecomposedModule(layers, steps, "logits", a.input_size, unlisted).eval()
+
+
+def _renormalise(
+    a: DecomposedModule, b: DecomposedModule
+) -> tuple[dict[str, LayerSpec], list[Step]]:
+    """Layers and steps from an image as `a` takes it to one as `b` does; none if they agree."""
+    how = [module.info.get("preprocessing", {}) for module in (a, b)]
+    if all(how[0].get(key) == how[1].get(key) for key in ("mean", "std")):
+        return {}, []
+    (mean_a, std_a), (mean_b, std_b) = [
+        [torch.tensor(h[key]).double().view(1, -1, 1, 1) for key in ("mean", "std")] for h in how
+    ]
+    reference = next(b.parameters())
+    values = {"factor": std_a / std_b, "offset": (mean_a - mean_b) / std_b}
+    layers = {
+        name: LayerSpec("Constant", {"trainable": False}, {"value": value.to(reference)})
+        for name, value in values.items()
+    }
+    return layers, [
+        Step("factor", "factor", True),
+        Step("offset", "offset", True),
+        Step("multiplied", "aten.mul.Tensor", False, (Ref(INPUT), Ref("factor"))),
+        Step("renormalised", "aten.add.Tensor", False, (Ref("multiplied"), Ref("offset"))),
+    ]
+
+
+def _renamed(step: Step, side: str, entry: str) -> Step:
+    target = f"{side}_{step.target}" if step.is_layer else step.target
+    args = tuple(_renamed_value(arg, side, entry) for arg in step.args)
+    kwargs = {key: _renamed_value(value, side, entry) for key, value in step.kwargs.items()}
+    return Step(f"{side}_{step.name}", target, step.is_layer, args, kwargs)
+
+
+def _renamed_value(value: Any, side: str, entry: str) -> Any:
+    if isinstance(value, Ref):
+        return Ref(entry if value.name == INPUT else f"{side}_{value.name}")
+    if isinstance(value, (tuple, list)):
+        return [_renamed_value(item, side, entry) for item in value]
+    return value
+
+
+def _report(a: DecomposedModule, b: DecomposedModule) -> dict[str, Any]:
+    """Sums, and the layers of both."""
+    sides = (("a", a.report), ("b", b.report))
+    added = ("parameters", "parent_parameters", "flops", "parent_flops")
+    return {
+        **{key: a.report[key] + b.report[key] for key in added},
+        **{
+            key: {f"{side}.{name}": value for side, r in sides for name, value in r[key].items()}
+            for key in ("layers", "rows_left")
+        },
+        "blocked": sorted({op for _, r in sides for op in r["blocked"]}),
+    }
+
+
+def _certificate(a: DecomposedModule, b: DecomposedModule) -> dict[str, Any]:
+    """Each side's logits are its module's, scaled and shifted: the larger error is that of both."""
+    parts = [a.certificate, b.certificate]
+    return {"mode": "merge", "error": max(part["error"] for part in parts), "parts": parts}
+
+
+def _info(
+    a: DecomposedModule, b: DecomposedModule, parts: tuple[Calibration, Calibration]
+) -> dict[str, Any]:
+    """Where the parts come from, how they are calibrated, and what `a` says of its images."""
+    info: dict[str, Any] = {"class_names": [*class_names(a), *class_names(b)]}
+    if "preprocessing" in a.info:
+        info["preprocessing"] = a.info["preprocessing"]
+    for key in ("cell", "parent_sha256"):
+        if key in a.info and key in b.info:
+            info[key] = f"{a.info[key]} and {b.info[key]}"
+    info["merged"] = [
+        {"info": module.info, "scale": part.scale, "bias": part.bias}
+        for module, part in ((a, parts[0]), (b, parts[1]))
+    ]
+    return info

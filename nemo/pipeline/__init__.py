@@ -1,0 +1,1 @@
+"""What each stage does, for DVC, for the command line and for `nemo modularize` alike."""

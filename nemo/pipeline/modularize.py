@@ -1,0 +1,196 @@
+"""Bring your own model: from a model, images and a class subset to a fine-tuned module (ours).
+
+What the pipeline's stages do, one after the other and without DVC. The prepared images and the
+trained parent stay in a work folder, so that another module of the same parent costs no training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo.cells import Cell, Layout
+from nemo.config import SOURCES, Params, check_model_name, check_params
+from nemo.data import Batches, DataError, Prepared, parse_subset
+from nemo.device import resolve_device
+from nemo.evaluation.modular import measure_masks
+from nemo.files import new_folder
+from nemo.masking.generators import Modular, modularize
+from nemo.models import build_model
+from nemo.module.files import load, save
+from nemo.module.program import DecomposedModule
+from nemo.pipeline.decompose import cut_module
+from nemo.predict import accuracy, predict
+from nemo.training.cell import load_cell, train_cell, weights_sha256
+from nemo.training.checkpoint import code_hash
+from nemo.training.finetune import finetune_module
+
+Say = Callable[[str], object]
+# as in the quick profile, which a test compares; mwt is of a method that nothing here uses
+RECIPE: dict[str, Any] = {
+    "train": {
+        "epochs": {"cnn": 40, "transformer": 60}, "batch_size": 64, "processes": 1,
+        "optimizer": "adamw", "lr": {"cnn": 0.002, "transformer": 0.001}, "momentum": 0.9,
+        "weight_decay": 0.01, "amp": False, "channels_last": True,
+    },
+    "loss": {"alpha": {"cnn": 2.0, "transformer": 0.2}, "tau": 0.2, "form": "equation"},
+    "mwt": {"alpha": 0.0, "beta": 0.0},
+    "masks": {"threshold": 0.9},
+    "finetune": {
+        "epochs": 10, "batch_size": 64, "processes": 1, "optimizer": "adamw",
+        "lr": {"cnn": 0.001, "transformer": 0.0005}, "momentum": 0.9, "weight_decay": 0.01,
+        "recalibrate_bn": True, "head": "inherit",
+    },
+}  # fmt: skip
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def own_params(
+    model: str,
+    source: str,
+    subset: str,
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> Params:
+    """Checked params of one model, one data set and one subset.
+
+    Args:
+        source: as in `data.NAME.source`, or the path of an image folder or .tar.
+        seed: of the training; the images are split alike for all of them.
+        changes: values by dotted key, such as `loss.tau` or `data.size`; None leaves the default.
+
+    Raises:
+        ValueError: an unknown model, or a value that is not accepted.
+    """
+    check_model_name(model)
+    name, source = data_source(source)
+    raw: dict[str, Any] = {
+        "profile": "own", "datasets": [name], "models": [model], "methods": ["standard", "nemo"],
+        "subsets": [subset], "seeds": [seed], "data": {"source": source},
+        "architecture": {}, **{key: dict(values) for key, values in RECIPE.items()},
+    }  # fmt: skip
+    for key, value in (changes or {}).items():
+        if value is not None:
+            section, _, leaf = key.rpartition(".")
+            target = raw[section] if section else raw
+            target[leaf] = value
+    raw["data"] = {name: raw["data"]}
+    raw["architecture"] = {model: raw["architecture"]}
+    return check_params(raw, "options")
+
+
+def data_source(source: str) -> tuple[str, str]:
+    """A name for the data, and its source; what is none of the known sources is a path."""
+    if source in SOURCES[:-1]:
+        return source, source
+    path = Path(source.removeprefix("folder:"))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", path.resolve().name.removesuffix(".tar")).strip("-")
+    return name or "images", f"folder:{path}"
+
+
+def cell_of(params: Params) -> Cell:
+    return Cell(params.datasets[0], params.models[0], "nemo", params.seeds[0])
+
+
+def untrained(params: Params, data: Prepared) -> Modular:
+    """The modular model that training begins with; downloads pretrained weights where asked for.
+
+    Raises:
+        ValueError: the model does not take images of this size, has no layer to mask, or its
+            pretrained weights cannot be had.
+    """
+    cell, size = cell_of(params), data.size[0]
+    torch.manual_seed(cell.seed)
+    try:
+        shape = params.architecture.of(cell.model)
+        return modularize(build_model(cell.model, len(data.classes), size, shape))
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{cell.model}: no pretrained weights here ({reason})") from error
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{cell.model} on {size} x {size} images: {reason}") from error
+
+
+def train_parent(params: Params, data: Prepared, work: Path, say: Say = _silent) -> Layout:
+    """Train the parent, unless the same training has ended in the folder `work` before.
+
+    Returns:
+        Where it is: a folder in `work` named after everything that decides the result.
+    """
+    cell = cell_of(params)
+    decides = {
+        "params": params.model_dump(include={"architecture", "train", "loss", "device"}),
+        "cell": cell.name,
+        "data": [data.sha256, data.flip, data.crop],
+        "code": code_hash(),
+        "torch": torch.__version__,
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    layout = Layout(work / key)
+    if layout.train(cell).is_dir():
+        say(f"the parent is in {layout.root} already")
+    else:
+        say(f"training the parent in {layout.root}")
+        train_cell(params, cell, data, layout.train(cell))
+    return layout
+
+
+def make_module(
+    params: Params, data: Prepared, layout: Layout, out: Path, say: Say = _silent
+) -> DecomposedModule:
+    """Cut the module out of the parent in `layout`, fine-tune it, measure it, and save it to `out`.
+
+    `info["test_accuracy"]` of the module holds top-1 accuracies on the test images, in [0, 1]: of
+    the parent with its soft masks on `all` its classes and on those of the `subset`, of the module
+    `as_cut` and `finetuned`.
+    """
+    cell, subset = cell_of(params), params.subsets[0]
+    classes = parse_subset(subset, data.classes)
+    device = resolve_device(params.device)
+    trained, masks = layout.train(cell), layout.masks(cell)
+    say("finding the neurons of each class")
+    modular = load_cell(trained).to(device)
+    assert isinstance(modular, Modular), cell.name
+    plain = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
+    measure_masks(modular, plain, params.masks.threshold, masks, weights_sha256(trained))
+    say(f"cutting {subset}")
+    about = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
+    cut_module(cell, subset, trained, masks, about, layout.module(cell, subset))
+    say(f"fine-tuning {subset}")
+    tuned = layout.finetuned(cell, subset)
+    finetune_module(params, cell, layout.module(cell, subset), data, tuned)
+    module = load(tuned)
+    test = Batches(data.splits["test"], data.mean, data.std, 256, device=device)
+    parent = predict(modular, test)
+    own = data.restrict(classes).splits["test"]
+    test = Batches(own, data.mean, data.std, 256, device=device)
+    as_cut = load(layout.module(cell, subset))
+    module.info["test_accuracy"] = {
+        "all": accuracy(*parent),
+        "subset": accuracy(*parent, classes=classes),
+        "as_cut": accuracy(*predict(as_cut.to(device), test)),
+        "finetuned": accuracy(*predict(module.to(device), test)),
+    }
+    with new_folder(out) as folder:
+        save(module, folder)
+    return module.cpu()
+
+
+def check_new(out: Path) -> None:
+    """Raise DataError unless nothing is at `out` yet, and a folder can be made there."""
+    if os.path.lexists(out):
+        raise DataError(f"{out}: exists; name another folder or remove it")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DataError(f"{out}: cannot be made in {parent}")

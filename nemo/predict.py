@@ -1,0 +1,48 @@
+"""Logits of a model over a data set, and top-1 accuracy from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nemo.distributed import gathered
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
+    of its soft per-sample masks. Of `Batches` that have a part for each of several processes,
+    every process gets the whole.
+
+    Raises:
+        ValueError: no batches.
+    """
+    several = getattr(batches, "part", (0, 1))[1] > 1
+    training = model.training
+    model.eval()
+    logits, labels = [], []
+    try:
+        for images, target in batches:
+            output = model(images)
+            output = output[0] if isinstance(output, tuple) else output
+            whole = gathered(output.float(), len(target)) if several else output.float()
+            logits.append(whole.cpu())
+            labels.append(target.cpu())
+    finally:
+        model.train(training)
+    if not logits:
+        raise ValueError("the loader gave no batches")
+    return torch.cat(logits), torch.cat(labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Top-1 accuracy in [0, 1]; with `classes`, over their samples and with logits restricted to
+    them (paper section 5.2: the standard model on a sub-task)."""
+    if classes is not None:
+        chosen = torch.tensor(list(classes))
+        keep = torch.isin(labels, chosen)
+        best = chosen[logits[keep][:, chosen].argmax(1)]
+        return (best == labels[keep]).double().mean().item()
+    return (logits.argmax(1) == labels).double().mean().item()

@@ -1,0 +1,115 @@
+"""The result is an ordinary module: it trains, copies, compiles and exports."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nemo.cut import DecomposedModule, decompose
+from tests.cut.helpers import random_masks
+from tests.cut.test_models import small
+
+NAMES = ["vgg16", "resnet18", "deit_small"]
+IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def make(name: str) -> DecomposedModule:
+    model = small(name)
+    return decompose(model, random_masks(model, 0.5), [1, 2, 5])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fine_tuning_lowers_the_loss(name: str) -> None:
+    torch.manual_seed(0)
+    module = make(name).train()
+    targets = torch.tensor([0, 1, 2, 0, 1, 2])
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        loss = F.cross_entropy(module(IMAGES), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in module.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_batch_norm_statistics_follow_the_images_in_training_only() -> None:
+    module = make("resnet18")
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [m.running_mean.clone() for m in norms]
+    module(IMAGES)
+    assert all(torch.equal(old, m.running_mean) for old, m in zip(before, norms, strict=True))
+    module.train()(IMAGES)
+    assert not any(torch.equal(old, m.running_mean) for old, m in zip(before, norms, strict=True))
+    assert all(int(m.num_batches_tracked) == 1 for m in norms)
+
+
+def test_dropout_of_the_parent_is_kept_for_training() -> None:
+    model = small("vgg16")
+    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    module = decompose(model, random_masks(model, 0.5))
+    assert [m.p for m in module.modules() if isinstance(m, nn.Dropout)] == rates
+    assert torch.equal(module(IMAGES), module(IMAGES))
+    module.train()
+    assert not torch.equal(module(IMAGES), module(IMAGES))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_are_independent_and_load_the_same_state(name: str) -> None:
+    module = make(name)
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(twin(IMAGES), module(IMAGES))
+    twin.load_state_dict(module.state_dict())
+    assert torch.equal(twin(IMAGES), module(IMAGES))
+    assert twin.report == module.report
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_with_a_dynamic_batch(name: str) -> None:
+    module = make(name)
+    dynamic = ({0: torch.export.Dim.AUTO},)
+    exported = torch.export.export(module, (IMAGES[:2],), dynamic_shapes=dynamic, strict=False)
+    for batch in (1, 6):
+        torch.testing.assert_close(exported.module()(IMAGES[:batch]), module(IMAGES[:batch]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_without_graph_breaks(name: str) -> None:
+    module = make(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(IMAGES), module(IMAGES))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_can_be_decomposed_again(name: str) -> None:
+    module = make(name)
+    again = decompose(module, random_masks(module, 0.7))
+    assert again.report["parameters"] < module.report["parameters"]
+    assert again.certificate["error"] < 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_types_run(name: str) -> None:
+    module = make(name)
+    double = copy.deepcopy(module).double()(IMAGES.double())
+    torch.testing.assert_close(double.float(), module(IMAGES), rtol=1e-3, atol=1e-4)
+    assert copy.deepcopy(module).bfloat16()(IMAGES.bfloat16()).dtype == torch.bfloat16
+    assert module.to("meta")(IMAGES.to("meta")).shape == (6, 3)
+
+
+def test_a_half_precision_parent_gives_a_half_precision_module() -> None:
+    model = small("resnet18").bfloat16()
+    module = decompose(model, {})
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16}

@@ -1,0 +1,74 @@
+"""find_sites on the shapes of models that names alone would get wrong."""
+
+import torch
+from torch import nn
+
+from nemo.masking.sites import example_input, find_sites
+from nemo.models import build_model
+
+
+def sites_of(name, size=32):
+    return {site.layer: site for site in find_sites(build_model(f"timm/{name}", 4, size))}
+
+
+class Twice(nn.Module):
+    input_size = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.two_readers = nn.Conv2d(4, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.other = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        x = self.shared(self.shared(self.stem(x)))
+        y = self.two_readers(x)
+        return (self.bn(y) + self.other(y)).mean((2, 3))
+
+
+def test_shared_layers_are_skipped_and_two_readers_mean_no_norm():
+    sites = {site.layer: site for site in find_sites(Twice())}
+    assert sites["shared"].skip == "called more than once in forward"
+    assert sites["two_readers"].norm is None
+    assert sites["two_readers"].skip is None
+
+
+def test_the_first_block_of_a_staged_transformer_is_skipped_and_no_more():
+    sites = sites_of("swin_tiny_patch4_window7_224", 56)
+    skipped = {layer for layer, site in sites.items() if site.skip == "first Transformer block"}
+    assert skipped == {
+        f"layers.0.blocks.0.{leaf}"
+        for leaf in ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+
+
+def test_every_convolution_of_a_resnet_has_its_norm():
+    sites = sites_of("resnet10t")
+    convs = [site for site in sites.values() if site.layer != "fc"]
+    assert all(site.norm is not None for site in convs)
+    assert sum(site.skip is None for site in convs) == len(convs) - 1
+    assert sites["fc"].skip == "fully connected: reads one vector per image"
+
+
+def test_a_norm_that_reads_a_concatenation_is_no_convolutions_norm():
+    model = build_model("timm/densenet121", 4, 32)
+    for site in find_sites(model):
+        if site.norm is not None:
+            assert model.get_submodule(site.norm).num_features == site.neurons, site
+
+
+def test_finding_sites_leaves_no_trace():
+    model = Twice().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    find_sites(model)
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_example_has_the_size_the_model_says():
+    assert example_input(Twice()).shape == (2, 3, 8, 8)
+    assert example_input(build_model("timm/vit_tiny_patch16_224", 4, 64)).shape == (2, 3, 64, 64)
+    assert example_input(nn.Linear(2, 2).double()).dtype == torch.float64

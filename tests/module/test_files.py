@@ -1,0 +1,152 @@
+"""Saved modules come back the same, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import nemo.module.files as artefact
+from nemo.config import CnnShape, VitShape
+from nemo.cut import DecomposedModule, decompose
+from nemo.models import build_model
+from nemo.module.files import ArtefactError, load, save
+from tests.cut.helpers import random_masks, randomise
+
+SHAPES = {
+    "resnet18": CnnShape(width=0.125),
+    "deit_small": VitShape(dim=32, depth=2, heads=2, patch=8),
+}
+
+
+def make(name: str) -> DecomposedModule:
+    torch.manual_seed(0)
+    model = randomise(build_model(name, 5, 32, SHAPES[name]))
+    return decompose(model, random_masks(model, 0.5), [4, 0])
+
+
+@pytest.fixture(scope="module")
+def module() -> DecomposedModule:
+    return make("resnet18")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_round_trip(name: str, tmp_path: Path) -> None:
+    module = make(name)
+    save(module, tmp_path / "a", {"class_names": ["cat", "dog"]})
+    loaded = load(tmp_path / "a")
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.equal(loaded(images), module(images))
+    assert (loaded.classes, loaded.report, loaded.certificate) == (
+        module.classes, module.report, module.certificate)  # fmt: skip
+    assert loaded.info == {"class_names": ["cat", "dog"]}
+    assert not loaded.training
+    save(loaded, tmp_path / "b")
+    for file in ("module.json", "module.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "module.json",
+        "module.safetensors",
+    ]
+
+
+def test_training_goes_on_after_loading(module: DecomposedModule, tmp_path: Path) -> None:
+    save(module, tmp_path)
+    loaded = load(tmp_path).train()
+    images = torch.randn(4, 3, 32, 32)
+    loss = loaded(images).square().sum()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loaded.parameters())
+    assert not torch.equal(loaded.state_dict()["stem_bn.running_mean"] if "stem_bn" in dict(
+        loaded.named_children()) else next(b for n, b in loaded.named_buffers() if "mean" in n),
+        next(b for n, b in module.named_buffers() if "mean" in n))  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["module.json", "module.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "foreign"])
+def test_damaged_files_are_one_clear_error(
+    module: DecomposedModule, tmp_path: Path, file: str, damage: str
+) -> None:
+    save(module, tmp_path)
+    path = tmp_path / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = {
+        "empty": b"",
+        "cut": content[:middle],
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "foreign": b'{"format": "something else"}',
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(changed[damage])
+    with pytest.raises(ArtefactError) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def forge(folder: Path, change: Any) -> None:
+    """Edit the description and sign it anew, as somebody hostile would."""
+    path = folder / "module.json"
+    body = json.loads(path.read_text())
+    change(body)
+    body["sha256"] = artefact._digest(body)
+    path.write_text(json.dumps(body))
+
+
+FORGERIES = {
+    "unknown op": lambda b: b["steps"][2].update(target="os.system"),
+    "op that is not listed": lambda b: b["steps"][2].update(target="aten.from_file.default"),
+    "unknown layer": lambda b: b["layers"].update(x={"kind": "Embedding", "config": {}}),
+    "code as a name": lambda b: b["steps"][2].update(name="a; import os"),
+    "reference forwards": lambda b: b["steps"][0].update(args=[{"ref": b["steps"][5]["name"]}]),
+    "object as argument": lambda b: b["steps"][2].update(args=[{"py/object": "os"}]),
+    "huge size": lambda b: b["steps"].append(
+        {"name": "z", "target": "aten.expand.default", "layer": False,
+         "args": [{"ref": "input"}, [2**30, 3, 32, 32]], "kwargs": {}}),
+    "wrong stride type": lambda b: next(
+        s for s in b["layers"].values() if s["kind"] == "Conv2d")["config"].update(stride="1"),
+    "newer version": lambda b: b.update(version=99),
+    "no steps": lambda b: b.update(steps=[]),
+    "layers is a list": lambda b: b.update(layers=[]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_descriptions_are_refused(
+    module: DecomposedModule, tmp_path: Path, name: str
+) -> None:
+    save(module, tmp_path)
+    forge(tmp_path, FORGERIES[name])
+    with pytest.raises(ArtefactError):
+        load(tmp_path)
+
+
+def test_loading_imports_neither_timm_nor_the_training_code(
+    module: DecomposedModule, tmp_path: Path
+) -> None:
+    save(module, tmp_path)
+    code = (
+        "import sys, nemo.module.files\n"
+        f"nemo.module.files.load({str(tmp_path)!r})\n"
+        "heavy = {'timm', 'nemo.training', 'torchvision', 'pandas', 'mlflow', 'dvc'}\n"
+        "bad = heavy & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_layers_of_a_sequential_keep_their_numbers(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    model.append(nn.Linear(4 * 28 * 28, 3))
+    module = decompose(model, {"2": torch.tensor([True, False, True, False])})
+    save(module, tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path)(images), module(images))

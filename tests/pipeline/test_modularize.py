@@ -1,0 +1,163 @@
+"""From a model, images and a class subset to a fine-tuned module, and how mistakes are told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+import nemo
+from nemo.cli.main import cli
+from nemo.data import load
+from nemo.masking.generators import modularize
+from nemo.pipeline.modularize import RECIPE, own_params
+from nemo.pipeline.rehearsal import coverage, layer_table, rehearse
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--shape", "width=0.0625", "--epochs", "1", "--finetune-epochs", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["modularize", *arguments])
+
+
+def write_images(folder, classes, count=8, side=16):
+    random = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 60, (side, side, 3)) + 60 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of images, and the first module cut from a model trained on them."""
+    root = tmp_path_factory.mktemp("own")
+    write_images(root / "pets", ["cat", "dog", "owl"])
+    patch = pytest.MonkeyPatch()
+    patch.chdir(root)
+    command = ["--model", "resnet18", "--data", "pets", "--classes", "owl+cat", *TINY]
+    result = run(*command, "--out", "modules/a")
+    assert result.exit_code == 0, result.output
+    patch.undo()
+    return root, result.output
+
+
+def test_an_image_folder_becomes_a_fine_tuned_module(made):
+    root, output = made
+    module = nemo.load(root / "modules/a")
+    assert module.info["class_names"] == ["owl", "cat"]
+    assert module.classes == [2, 0]
+    assert "finetuned" in module.info
+    assert module(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    assert "pets: 3 classes, 15 train, 3 val, 6 test images of 16 x 16" in output
+    assert "masked: 19 of 21 layers" in output
+    assert "fully connected: reads one vector per image" in output
+    for name in ("all", "subset", "as_cut", "finetuned"):
+        assert f"{module.info['test_accuracy'][name]:.1%}" in output
+    assert not (root / "runs").exists()
+
+
+def test_the_table_of_layers_is_that_of_the_module(made):
+    root, output = made
+    rows = [line.split() for line in output.splitlines()]
+    kept = {row[0]: (row[2], row[1]) for row in rows if len(row) == 3 and row[2].isdigit()}
+    layers = nemo.load(root / "modules/a").report["layers"]
+    assert len(kept) == 19
+    for layer, shown in kept.items():
+        assert shown == (str(layers[layer]["kept"]), str(layers[layer]["total"]))
+
+
+def test_another_module_of_the_same_parent_needs_no_training(made, monkeypatch):
+    root, _ = made
+    monkeypatch.chdir(root)
+    command = ["--model", "resnet18", "--data", "folder:pets", *TINY]
+    result = run(*command, "--classes", "cat+dog", "--out", "modules/b", "--threshold", "0.8")
+    assert result.exit_code == 0, result.output
+    assert "already" in result.output
+    first, second = (nemo.load(root / "modules" / name).info for name in "ab")
+    assert first["parent_sha256"] == second["parent_sha256"]
+    other = run(*command, "--classes", "cat+dog", "--out", "modules/c", "--tau", "0.5")
+    assert "training the parent" in other.output
+    third = nemo.load(root / "modules/c").info
+    assert third["parent_sha256"] != first["parent_sha256"]
+
+
+def test_layers_are_listed_without_training(made, tmp_path, monkeypatch):
+    root, _ = made
+    monkeypatch.chdir(tmp_path)
+    command = ["--model", "timm/resnet10t", "--data", str(root / "pets"), "--size", "32"]
+    result = run(*command, "--list-layers")
+    assert result.exit_code == 0, result.output
+    assert "ops at which neurons must stay: none" in result.output
+    assert "layer1.0.conv1" in result.output
+    assert "training" not in result.output
+
+
+def test_the_rehearsal_finds_ops_that_block_and_leaves_the_model_alone(made):
+    data = load(made[0] / "nemo-work/data/pets")
+
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8, 3)
+            nn.init.zeros_(self.second.weight)
+
+        def forward(self, x):
+            x = self.second(self.first(x).relu()).mean((2, 3))
+            return self.head(torch.cumsum(x, 1))
+
+    modular = modularize(Sorted())
+    report = rehearse(modular, data)
+    assert any("cumsum" in op for op in report["blocked"])
+    assert not modular.model.second.weight.any()
+    lines = coverage(modular, report)
+    assert lines[0] == "masked: 1 of 3 layers, 8 neurons"
+    assert "skipped: first  first convolution or patch embedding" in lines
+    assert "cumsum" in lines[-1]
+    assert layer_table(modular.layers)[1].split() == ["second", "8"]
+
+
+def test_a_model_that_cannot_be_traced_is_found_before_training(made):
+    data = load(made[0] / "nemo-work/data/pets")
+
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return (self.second(x) if x.sum() > 0 else self.second(-x)).mean((2, 3))
+
+    with pytest.raises(ValueError, match="the model cannot be traced"):
+        rehearse(modularize(Branching()), data)
+
+
+def test_the_recipe_is_that_of_the_quick_profile():
+    quick = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
+    for key in ("train", "loss", "masks", "finetune"):
+        assert RECIPE[key] == quick[key]
+    before = json.dumps(RECIPE)
+    params = own_params("resnet18", "digits", "3+5", 1, {"train.epochs": 2, "loss.tau": None})
+    assert (params.train.epochs.cnn, params.loss.tau, params.seeds) == (2, 0.2, [1])
+    assert json.dumps(RECIPE) == before
+
+
+def test_missing_pretrained_weights_are_one_line(made, tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise FileNotFoundError("no connection\nand a long story")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("timm.create_model", offline)
+    arguments = ["--model", "timm/resnet10t", "--data", str(made[0] / "pets"), "--out", "new"]
+    result = run(*arguments, "--pretrained")
+    assert result.exit_code == 1
+    assert result.stderr == "nemo: timm/resnet10t: no pretrained weights here (no connection)\n"
