@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo.config import Method, Params
-
-MODULAR: tuple[Method, ...] = ("mwt", "nemo")
+from nemo.config import STANDARD, Params
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class Cell:
 
     dataset: str
     model: str
-    method: Method
+    method: str  # as params.yaml lists it: a registered one, or a variant
     seed: int
 
     @property
@@ -26,41 +24,43 @@ class Cell:
 
 
 def cells(params: Params) -> Iterator[Cell]:
-    """Every cell that the params list, standard ones first within a model."""
-    order: tuple[Method, ...] = ("standard", "mwt", "nemo")
+    """Every cell that the params list, the standard one first within a model."""
+    methods = sorted(params.methods, key=lambda method: method != STANDARD)
     for dataset in params.datasets:
         for model in params.models:
-            for method in (m for m in order if m in params.methods):
+            for method in methods:
                 for seed in params.seeds:
                     yield Cell(dataset, model, method, seed)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders below the project's root."""
+    """Folders below the project's root; prepared images may have a root of their own."""
 
     root: Path = Path()
+    images: Path | None = None
 
     def data(self, dataset: str) -> Path:
-        return self.root / "data" / dataset
+        return (self.images or self.root) / "data" / dataset
 
-    def _cell(self, cell: Cell) -> Path:
+    def cell(self, cell: Cell) -> Path:
         return self.root / "runs" / cell.dataset / cell.model / f"{cell.method}-{cell.seed}"
 
     def train(self, cell: Cell) -> Path:
-        return self._cell(cell) / "train"
+        return self.cell(cell) / "train"
 
     def masks(self, cell: Cell) -> Path:
-        return self._cell(cell) / "masks"
+        return self.cell(cell) / "masks"
 
     def module(self, cell: Cell, subset: str) -> Path:
-        return self._cell(cell) / "modules" / subset
+        return self.cell(cell) / "modules" / subset
 
     def finetuned(self, cell: Cell, subset: str) -> Path:
-        return self._cell(cell) / "finetuned" / subset
+        return self.cell(cell) / "finetuned" / subset
 
-    def evaluation(self, dataset: str, model: str) -> Path:
-        return self.root / "evaluation" / dataset / f"{model}.json"
+    def extra(self, cell: Cell, name: str) -> Path:
+        """Rows that params ask for besides: alternatives, gap, granularity, thresholds."""
+        return self.cell(cell) / name / "rows.json"
 
     def report(self, profile: str) -> Path:
         return self.root / "reports" / profile

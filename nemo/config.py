@@ -1,228 +1,105 @@
 """params.yaml, typed: every knob of an experiment, checked before any work (ours).
 
-Importing this module costs pydantic only; stages that need no network do not pay for torch.
+Importing this module costs pydantic only; stages that need no network do not pay for torch. What
+can be named in params (methods, models, selectors, alternatives) is in registries, to which the
+files under `plugins` add.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
-Family = Literal["cnn", "transformer"]
-Method = Literal["standard", "mwt", "nemo"]
-MODEL_FAMILIES: dict[str, Family] = {
-    "simcnn": "cnn",
-    "vgg16": "cnn",
-    "rescnn": "cnn",
-    "resnet18": "cnn",
-    "vit_small": "transformer",
-    "deit_small": "transformer",
-}
-SOURCES = ("digits", "cifar10", "cifar100", "svhn", "folder:PATH")
-T = TypeVar("T")
+from nemo.fields import MethodName, Name, ParamsError, Strict, Whole
+from nemo.masking.objectives import OBJECTIVES, Objective
+from nemo.models.registry import check_model_name
+from nemo.models.shapes import TimmShape
+from nemo.plugins import import_plugins
+from nemo.sections import (
+    AlternativesParams,
+    Architectures,
+    DataSource,
+    FinetuneParams,
+    GranularityParams,
+    MaskParams,
+    Of,
+    ThresholdsParams,
+    TrainParams,
+    architectures,
+    mask_params,
+)
 
-
-class ParamsError(ValueError):
-    """What is wrong in a params file: one line per key, each saying what is accepted."""
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class PerFamily(Strict, Generic[T]):
-    """A value for every model, or one for each family: `{cnn: ..., transformer: ...}`."""
-
-    cnn: T
-    transformer: T
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_for_all(cls, value: Any) -> Any:
-        return (
-            value if isinstance(value, dict | PerFamily) else {"cnn": value, "transformer": value}
-        )
-
-    def of(self, family: Family) -> T:
-        return self.cnn if family == "cnn" else self.transformer
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Count = Annotated[int, Field(ge=1, strict=True)]
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"a number is accepted, got {value}")
-    return value
-
-
-NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_bool)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_bool)]
-
-
-class DataSource(Strict):
-    """One data set: where it comes from, how it is split, and how training augments it."""
-
-    source: str
-    size: Annotated[int, Field(ge=8, le=512, strict=True)] | None = None
-    title: str | None = None
-    validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
-    flip: bool = False
-    crop: Annotated[int, Field(ge=0, strict=True)] = 0
-    memory: Positive | None = None  # GB; more than that stays in its file and is read by the batch
-
-    @field_validator("source")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in SOURCES[:-1] and not re.fullmatch(r"folder:.+", value):
-            raise ValueError(f"unknown source {value!r}; accepted: {', '.join(SOURCES)}")
-        return value
-
-
-class CnnShape(Strict):
-    width: Positive = 1.0
-
-
-class VitShape(Strict):
-    dim: Count = 384
-    depth: Annotated[int, Field(ge=2, strict=True)] = 12
-    heads: Count = 12
-    patch: Count = 4
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"heads must divide dim, got heads {self.heads} and dim {self.dim}")
-        return self
-
-
-class DeitShape(VitShape):
-    heads: Count = 6
-    teacher: CnnShape = CnnShape()  # the ResNet18 it is distilled from
-
-
-class TimmShape(Strict):
-    pretrained: bool = False
-
-
-class Architectures(BaseModel):
-    """The shape of each model; a `timm/NAME` may stand here too."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    __pydantic_extra__: dict[str, TimmShape]
-
-    simcnn: CnnShape = CnnShape()
-    vgg16: CnnShape = CnnShape()
-    rescnn: CnnShape = CnnShape()
-    resnet18: CnnShape = CnnShape()
-    vit_small: VitShape = VitShape()
-    deit_small: DeitShape = DeitShape()
-
-    @model_validator(mode="after")
-    def _known_models(self) -> Self:
-        for name in self.__pydantic_extra__ or {}:
-            check_model_name(name)
-        return self
-
-    def of(self, model: str) -> CnnShape | VitShape | TimmShape:
-        shape = (self.__pydantic_extra__ or {}).get(model, TimmShape())
-        return shape if model.startswith("timm/") else getattr(self, model)
-
-
-class Recipe(Strict):
-    """How weights are trained; the learning rate falls along a cosine, per epoch, to 0."""
-
-    epochs: PerFamily[Count]
-    batch_size: Annotated[int, Field(ge=2, strict=True)]  # of all processes together
-    processes: Count = 1
-    cuda_graphs: bool = False  # on CUDA, a step's forward and backward pass as one launch
-    optimizer: PerFamily[Literal["sgd", "adamw"]]
-    lr: PerFamily[Positive]
-    momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd
-    weight_decay: PerFamily[NonNegative]
-
-    @field_validator("processes")
-    @classmethod
-    def _share_batches(cls, processes: int, info: ValidationInfo) -> int:
-        images = info.data.get("batch_size", processes)
-        if images % processes:
-            raise ValueError(f"{processes} processes do not share batch_size {images} evenly")
-        return processes
-
-    @field_validator("cuda_graphs")
-    @classmethod
-    def _record_one_process(cls, graphs: bool, info: ValidationInfo) -> bool:
-        if graphs and info.data.get("processes", 1) > 1:
-            raise ValueError("true, where several processes share a batch; accepted: false")
-        return graphs
-
-
-class TrainParams(Recipe):
-    amp: bool
-    channels_last: bool
-
-
-class FinetuneParams(Recipe):
-    t_max: PerFamily[Count] | None = None  # length of the cosine; None is the number of epochs
-    head: Literal["inherit", "new"]
-    recalibrate_bn: bool
-
-    @model_validator(mode="after")
-    def _cosine_falls(self) -> Self:
-        for family in ("cnn", "transformer"):
-            epochs = self.epochs.of(family)
-            if self.t_max is not None and self.t_max.of(family) < epochs:
-                raise ValueError(f"t_max: the cosine would rise again; accepted: {epochs} or more")
-        return self
-
-
-class LossParams(Strict):
-    alpha: PerFamily[NonNegative]
-    tau: Positive
-    form: Literal["equation", "released"]
-
-
-class MwtParams(Strict):
-    alpha: PerFamily[NonNegative]
-    beta: PerFamily[NonNegative]
-
-
-class MaskParams(Strict):
-    threshold: Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)]
+EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
+STANDARD = "standard"
+OVERRIDABLE = ("architecture", "finetune", "masks", "train")  # and the section of the base method
 
 
 class Params(Strict):
-    """The whole of params.yaml."""
+    """The whole of params.yaml; each method's section joins it (`loss`, `mwt`)."""
 
     profile: Name
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    plugins: list[str] = Field(default_factory=list)
     datasets: Annotated[list[Name], Field(min_length=1)]
     models: Annotated[list[str], Field(min_length=1)]
-    methods: Annotated[list[Method], Field(min_length=1)]
+    methods: Annotated[list[MethodName], Field(min_length=1)]
+    variants: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
     subsets: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]
+    seeds: Annotated[list[Whole], Field(min_length=1)]
     data: dict[Name, DataSource]
     architecture: Architectures
     train: TrainParams
-    loss: LossParams
-    mwt: MwtParams
     masks: MaskParams
     finetune: FinetuneParams
+    alternatives: AlternativesParams = AlternativesParams()
+    gap: Of = Of()
+    thresholds: ThresholdsParams = ThresholdsParams()
+    granularity: GranularityParams = GranularityParams()
+
+    def base_of(self, method: str) -> Objective:
+        """The registered method that `method` is, or is a variant of.
+
+        Raises:
+            ParamsError: it is neither.
+        """
+        if method in self.variants:
+            method = self.variants[method].get("method", "")
+        if method not in OBJECTIVES:
+            raise ParamsError(f"methods: unknown {method!r}; accepted: {self._accepted()}")
+        return OBJECTIVES[method]
+
+    def for_method(self, method: str) -> Params:
+        """These params with what a variant changes of them.
+
+        Raises:
+            ParamsError: no such method, or a key or value that the variant may not have.
+        """
+        base = self.base_of(method)
+        if method not in self.variants:
+            return self
+        raw = self.model_dump(exclude_unset=True)
+        for key, value in self.variants[method].items():
+            if key != "method":
+                _override(raw, key, value, f"variants.{method}", base)
+        return _validated(raw, f"variants.{method}.")
+
+    def section(self, name: str | None) -> Any:
+        """A method's own section, by its key; None where it has none."""
+        return None if name is None else getattr(self, name)
+
+    def _accepted(self) -> str:
+        return ", ".join([*OBJECTIVES, *self.variants])
 
     @field_validator("models")
     @classmethod
@@ -253,27 +130,33 @@ class Params(Strict):
         for name in self.models:
             if name not in self.architecture.model_fields_set:
                 raise ValueError(f"architecture.{name}: missing; {{}} is the paper's shape")
-        for method in ("standard", "nemo"):
-            if method not in self.methods:
-                raise ValueError(f"methods: {method!r} is always part; accepted besides: mwt")
+        self._check_methods()
         return self
 
-
-def check_model_name(name: str) -> None:
-    """Raise ValueError unless `name` is one of ours or `timm/NAME` with a NAME that timm has."""
-    if name in MODEL_FAMILIES:
-        return
-    ours = ", ".join(MODEL_FAMILIES)
-    if not name.startswith("timm/"):
-        raise ValueError(f"unknown model {name!r}; accepted: {ours}, timm/NAME")
-    if "." in name:
-        raise ValueError(f"{name!r}: give the timm name without its pretrained tag (the dot)")
-    import timm  # costs seconds, so only where a timm model is named
-
-    if not timm.is_model(name.removeprefix("timm/")):
-        raise ValueError(
-            f"timm has no model {name.removeprefix('timm/')!r}; see timm.list_models()"
-        )
+    def _check_methods(self) -> None:
+        for name, variant in self.variants.items():
+            if name in OBJECTIVES:
+                raise ValueError(f"variants.{name}: a method has that name; choose another")
+            if variant.get("method") not in OBJECTIVES:
+                accepted = ", ".join(OBJECTIVES)
+                raise ValueError(
+                    f"variants.{name}.method: unknown {variant.get('method')!r}; "
+                    f"accepted: {accepted}"
+                )
+        if STANDARD not in self.methods:
+            raise ValueError(f"methods: {STANDARD!r} is always part; all else is compared with it")
+        for method in dict.fromkeys([*self.methods, *self.variants]):
+            section = self.base_of(method).section
+            if section is not None and getattr(self, section) is None:
+                raise ValueError(f"{section}: required by the method {method!r}, and missing")
+        modular = [m for m in self.methods if self.base_of(m).modular]
+        for extra in EXTRAS:
+            for method in getattr(self, extra).of:
+                if method not in modular:
+                    raise ValueError(
+                        f"{extra}.of: {method!r} has no modules here; accepted, of methods: "
+                        f"{', '.join(modular) or 'none'}"
+                    )
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -296,25 +179,76 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     return check_params(raw, path)
 
 
-def check_params(raw: dict[str, Any], origin: str | Path) -> Params:
-    """The params in a nest of dicts; `origin` begins each line of an error.
+def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
+    """The params in a nest of dicts; `origin` begins each line of an error. Imports its plugins.
 
     Raises:
         ParamsError: a key or value is missing or not accepted; one line per mistake.
     """
+    plugins = raw.get("plugins")
+    lines: list[str] = []
     try:
-        return Params.model_validate(raw)
+        if isinstance(plugins, list):
+            import_plugins(map(str, plugins))
+        params = _validated(raw)
+        for name in params.variants:
+            try:
+                params.for_method(name)
+            except ParamsError as error:
+                lines += str(error).splitlines()
+    except ParamsError as error:
+        lines += str(error).splitlines()
+    if lines:
+        raise ParamsError("\n".join(f"{origin}: {line}" for line in lines))
+    return params
+
+
+def _validated(raw: dict[str, Any], prefix: str = "") -> Params:
+    """Params of a class that knows the registered models, and the sections of the methods."""
+    masks = raw.get("masks")
+    chosen = masks.get("selector", "frequency") if isinstance(masks, dict) else "frequency"
+    try:
+        fields: dict[str, Any] = {
+            "architecture": (architectures(), ...),
+            "masks": (mask_params(str(chosen)), ...),
+        }
+    except ValueError as error:
+        raise ParamsError(f"{prefix}masks.selector: {error}") from None
+    for method in OBJECTIVES.values():
+        if method.section is not None:
+            fields[method.section] = (method.params | None, None)  # type: ignore[operator]
+    kind = create_model("Params", __base__=Params, **fields)
+    try:
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = dict.fromkeys(_describe(e, raw) for e in error.errors(include_url=False))
-        raise ParamsError("\n".join(f"{origin}: {line}" for line in lines)) from None
+        lines = dict.fromkeys(_describe(e, raw, kind) for e in error.errors(include_url=False))
+        raise ParamsError("\n".join(f"{prefix}{line}" for line in lines)) from None
 
 
-def _describe(error: Any, raw: Any) -> str:
+def _override(raw: dict[str, Any], key: str, value: Any, where: str, base: Objective) -> None:
+    """Set a dotted key of `raw`, which a variant of `base` may change."""
+    section, *path = key.split(".")
+    accepted = sorted([*OVERRIDABLE, *([base.section] if base.section else [])])
+    if section not in accepted or not path:
+        raise ParamsError(
+            f"{where}.{key}: decides nothing here; accepted: method, and dotted keys of "
+            f"{', '.join(accepted)}"
+        )
+    place = raw.setdefault(section, {})
+    *path, last = path
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ParamsError(f"{where}.{key}: {part} has no keys")
+    place[last] = value
+
+
+def _describe(error: Any, raw: Any, kind: type[BaseModel]) -> str:
     """One pydantic error as `key: what is wrong; what is accepted`."""
     keys = _written_keys(error["loc"], raw)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = f"unknown key; accepted: {', '.join(_fields_at(keys[:-1]))}"
+        message = f"unknown key; accepted: {', '.join(_fields_at(keys[:-1], kind))}"
     elif error["type"] == "missing":
         message = "required, and missing"
     elif error["type"] != "value_error":
@@ -333,15 +267,15 @@ def _written_keys(loc: tuple[str | int, ...], raw: Any) -> list[str]:
     return keys
 
 
-def _fields_at(keys: list[str]) -> list[str]:
+def _fields_at(keys: list[str], kind: Any) -> list[str]:
     """The keys that params.yaml accepts under `keys`."""
-    model: Any = Params
+    model: Any = kind
     for key in keys:
         field = model.model_fields.get(key)
         if field is not None:
             model = _model_in(field.annotation)
         else:  # a name of the user's own, or timm's
-            model = TimmShape if model is Architectures else DataSource
+            model = TimmShape if issubclass(model, Architectures) else DataSource
     return sorted(model.model_fields)
 
 

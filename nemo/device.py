@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nemo.config import ParamsError
+from nemo.fields import ParamsError
 
 
 def resolve_device(name: str) -> torch.device:

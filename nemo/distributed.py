@@ -1,8 +1,8 @@
 """Several processes that train one model together (ours, on torch.distributed).
 
-Each process runs the model on its part of every batch, and `gathered` gives all of them the outputs
-for the whole batch: each computes the loss of the whole batch, whatever that loss compares, and
-`together` averages their gradients. A process that is alone takes none of these ways.
+Each process runs the model on its part of every batch, and `all_gather` gives all of them the
+outputs for the whole batch: each computes the loss of the whole batch, whatever it compares, and
+`ddp` averages their gradients. A process that is alone takes none of these ways.
 
 Shapes: B images in a batch, b of them in this process.
 """
@@ -25,47 +25,47 @@ from nemo.data.batches import Part, share
 T = TypeVar("T")
 
 
-def this_part() -> Part:
+def rank_and_world_size() -> Part:
     """The number of this process, and how many there are; (0, 1) where it is alone."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return this_part()[0] == 0
+    return rank_and_world_size()[0] == 0
 
 
-def several() -> bool:
-    return this_part()[1] > 1
+def distributed() -> bool:
+    return rank_and_world_size()[1] > 1
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast_from_main(make: Callable[[], T]) -> T:
     """What `make` returns in the first process; the others wait for it instead of calling it."""
-    if not several():
+    if not distributed():
         return make()
-    box: list[Any] = [make() if is_first() else None]
+    box: list[Any] = [make() if is_main() else None]
     dist.broadcast_object_list(box)
     return box[0]  # type: ignore[no-any-return]
 
 
-def first_only(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
+def main_only(context: AbstractContextManager[T]) -> AbstractContextManager[T | None]:
     """`context` in the first process; in the others None, and nothing is entered."""
-    return context if is_first() else nullcontext()
+    return context if is_main() else nullcontext()
 
 
-def together(model: nn.Module) -> nn.Module:
+def ddp(model: nn.Module) -> nn.Module:
     """`model`, with its gradients averaged over the processes as they are computed.
 
     The graph is declared static, which allows for weights that a model has and never uses.
     """
-    if not several():
+    if not distributed():
         return model
     return DistributedDataParallel(model, static_graph=True, gradient_as_bucket_view=True)
 
 
-def gathered(output: Any, count: int) -> Any:
+def all_gather(output: Any, count: int) -> Any:
     """The output for a batch of `count` images, given that for this process's part of it.
 
     Args:
@@ -73,14 +73,14 @@ def gathered(output: Any, count: int) -> Any:
 
     Returns:
         The same with B rows, in every process. The gradient that comes back to this process's rows
-        is that of the sum of all processes' losses; they are equal, and `together` averages.
+        is that of the sum of all processes' losses; they are equal, and `ddp` averages.
     """
-    if not several():
+    if not distributed():
         return output
     if isinstance(output, tuple):
-        return tuple(gathered(part, count) for part in output)
+        return tuple(all_gather(part, count) for part in output)
     if isinstance(output, dict):  # one exchange for all layers
-        whole = gathered(torch.cat(list(output.values()), 1), count)
+        whole = all_gather(torch.cat(list(output.values()), 1), count)
         widths = [mask.shape[1] for mask in output.values()]
         return dict(zip(output, whole.split(widths, 1), strict=True))
     return _Gather.apply(output, count)
@@ -91,7 +91,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, count: int) -> Tensor:
-        ctx.rows = share(count, this_part())
+        ctx.rows = share(count, rank_and_world_size())
         whole = mine.new_zeros(count, *mine.shape[1:])
         whole[ctx.rows] = mine
         dist.all_reduce(whole)
@@ -99,12 +99,12 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad[ctx.rows] * this_part()[1], None
+        return grad[ctx.rows] * rank_and_world_size()[1], None
 
 
-def whole_batch_norm() -> AbstractContextManager[Any]:
+def sync_batch_norm() -> AbstractContextManager[Any]:
     """While this is entered, BatchNorm in training has the statistics of the whole batch."""
-    return _WholeBatchNorm() if several() else nullcontext()
+    return _WholeBatchNorm() if distributed() else nullcontext()
 
 
 class _WholeBatchNorm(TorchFunctionMode):

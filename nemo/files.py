@@ -63,6 +63,21 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rounded(list(rows)))
 
 
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """A dict of numbers per row; empty fields are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else than numbers.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            rows = csv.DictReader(file)
+            return [{k: float(v) for k, v in row.items() if k and v} for row in rows]
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: damaged ({error}); make it again") from None
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file where it cannot be written: a full disk, a folder that may not be changed.

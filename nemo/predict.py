@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from nemo.distributed import gathered
+from nemo.distributed import all_gather
 
 
 @torch.inference_mode()
@@ -27,7 +27,7 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
         for images, target in batches:
             output = model(images)
             output = output[0] if isinstance(output, tuple) else output
-            whole = gathered(output.float(), len(target)) if several else output.float()
+            whole = all_gather(output.float(), len(target)) if several else output.float()
             logits.append(whole.cpu())
             labels.append(target.cpu())
     finally:

@@ -1,8 +1,9 @@
-"""What the stages of modular cells share."""
+"""What the stages share."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import NoReturn
 
 from nemo.cells import Cell
 from nemo.cli import main
-from nemo.config import ParamsError, load_params
 from nemo.locks import locked
 
 
@@ -35,20 +35,17 @@ def run(command: str, *options: str) -> NoReturn:
 def cell(dataset: str, model: str, method: str, seed: str) -> tuple[Cell, list[str]]:
     """The cell that DVC's matrix names, and the options that name it to `nemo`."""
     options = ["--dataset", dataset, "--model", model, "--method", method, "--seed", seed]
-    return Cell(dataset, model, method, int(seed)), options  # type: ignore[arg-type]
+    return Cell(dataset, model, method, int(seed)), options
 
 
-def leave_out(method: str, out: Path) -> None:
-    """Where `methods` does not list a method, write an empty folder and end.
+def leave_out(this: Cell, stage: str, out: Path) -> None:
+    """Where the plan has nothing to do for this stage, write an empty folder and end.
 
-    DVC can build stages from a list but not filter them, and one block per method is what lets each
-    track only its own params.
+    DVC builds stages from lists and cannot filter them: a standard model is in `methods`, too, and
+    has no masks.
     """
-    try:
-        methods = load_params().methods
-    except ParamsError as error:
-        sys.exit("\n".join(f"nemo: {line}" for line in str(error).splitlines()))
-    if method not in methods:
+    file = Path("plan", this.dataset, this.model, this.method, f"{stage}.json")
+    if json.loads(file.read_text(encoding="utf-8")) is None:
         out.mkdir(parents=True, exist_ok=True)
-        print(f"{method} is not among methods: nothing to do")
+        print(f"{this.method}: nothing to do")
         sys.exit(0)

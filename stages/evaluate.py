@@ -1,12 +1,11 @@
-"""Stage evaluate: measure the cells and modules of a model.
+"""Stage evaluate: measure a cell and its modules.
 
-Arguments: DATASET MODEL.
+Arguments: DATASET MODEL METHOD SEED.
 """
 
 import sys
 
-from stages.common import run
+from stages.common import cell, run
 
 if __name__ == "__main__":
-    dataset, model = sys.argv[1:]
-    run("evaluate", "--dataset", dataset, "--model", model)
+    run("evaluate", *cell(*sys.argv[1:])[1])

@@ -11,5 +11,5 @@ from stages.common import cell, leave_out, run
 if __name__ == "__main__":
     *names, subset = sys.argv[1:]
     this, options = cell(*names)
-    leave_out(this.method, Layout().finetuned(this, subset))
+    leave_out(this, "finetune", Layout().finetuned(this, subset))
     run("finetune", *options, "--subset", subset)

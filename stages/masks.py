@@ -10,5 +10,5 @@ from stages.common import cell, leave_out, run
 
 if __name__ == "__main__":
     this, options = cell(*sys.argv[1:])
-    leave_out(this.method, Layout().masks(this))
+    leave_out(this, "masks", Layout().masks(this))
     run("masks", *options)

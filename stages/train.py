@@ -5,10 +5,7 @@ Arguments: DATASET MODEL METHOD SEED.
 
 import sys
 
-from nemo.cells import Layout
-from stages.common import cell, leave_out, run
+from stages.common import cell, run
 
 if __name__ == "__main__":
-    this, options = cell(*sys.argv[1:])
-    leave_out(this.method, Layout().train(this))
-    run("train", *options, "--track")
+    run("train", *cell(*sys.argv[1:])[1], "--track")

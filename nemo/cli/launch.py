@@ -12,7 +12,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
-from nemo.config import Params, ParamsError
+from nemo.config import Params, check_params
+from nemo.fields import ParamsError
 
 GRACE_SECONDS = 10.0  # for processes to end by themselves once one has failed
 
@@ -151,7 +152,7 @@ def _worker(
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     store = TCPStore("localhost", port, is_master=False)
     try:
-        checked = Params.model_validate(params)
+        checked = check_params(params)
         _work_together(checked, rank, work, args, store=store, rank=rank, world_size=count)
     except (ValueError, OSError, ArithmeticError) as error:
         error.add_note(f"in process {rank}:\n{traceback.format_exc()}")

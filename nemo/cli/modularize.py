@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,27 @@ _data = click.option(
 )
 
 
-def _tuned(name: str, kind: Any, text: str, default: str) -> Callable[..., Any]:
-    """An option whose default is the recipe's, and may depend on the model."""
-    return click.option(name, type=kind, help=text, show_default=default)
+def _defaults() -> dict[str, Any]:
+    file = files("nemo").joinpath("defaults.yaml")
+    sections: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return sections
+
+
+def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
+    """An option that changes the params' `key`; its default is the one in defaults.yaml."""
+    section, leaf = key.split(".")
+    value = _defaults()[section][leaf]
+    shown = (
+        f"{value['cnn']}, a Transformer {value['transformer']}"
+        if isinstance(value, dict)
+        else str(value)
+    )
+    TUNED[key] = name.removeprefix("--").replace("-", "_")
+    return click.option(name, type=kind, help=text, show_default=shown)
+
+
+TUNED: dict[str, str] = {"data.size": "size", "data.flip": "flip", "data.crop": "crop"}
+TUNED["device"] = "device"
 
 
 @click.command()
@@ -37,12 +56,17 @@ def _tuned(name: str, kind: Any, text: str, default: str) -> Callable[..., Any]:
 @click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
 @click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
-@_tuned("--epochs", _count, "Of training.", "40, a Transformer 60")
-@_tuned("--finetune-epochs", _count, "Of fine-tuning.", "10")
-@_tuned("--lr", _positive, "Of training.", "0.002, a Transformer 0.001")
-@_tuned("--alpha", float, "Weight of the contrastive loss.", "2, a Transformer 0.2")
-@_tuned("--tau", _positive, "Temperature of the contrastive loss.", "0.2")
-@_tuned("--threshold", float, "Share of a class's images that must switch a neuron on.", "0.9")
+@_tuned("--epochs", _count, "Of training.", "train.epochs")
+@_tuned("--finetune-epochs", _count, "Of fine-tuning.", "finetune.epochs")
+@_tuned("--lr", _positive, "Of training.", "train.lr")
+@_tuned("--alpha", float, "Weight of the contrastive loss.", "loss.alpha")
+@_tuned("--tau", _positive, "Temperature of the contrastive loss.", "loss.tau")
+@_tuned(
+    "--threshold",
+    float,
+    "Share of a class's images that must switch a neuron on.",
+    "masks.threshold",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
@@ -70,16 +94,7 @@ def modularize(
 
     changes = {
         "architecture": {**_shape(shape), **({"pretrained": True} if pretrained else {})},
-        "data.size": options["size"],
-        "data.flip": options["flip"],
-        "data.crop": options["crop"],
-        "device": options["device"],
-        "train.epochs": options["epochs"],
-        "train.lr": options["lr"],
-        "finetune.epochs": options["finetune_epochs"],
-        "loss.alpha": options["alpha"],
-        "loss.tau": options["tau"],
-        "masks.threshold": options["threshold"],
+        **{key: options[name] for key, name in TUNED.items()},
     }
     params = own_params(model, source, classes, seed, changes)
     if out is not None:
@@ -138,8 +153,7 @@ def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
 def _prepared(params: Params, work: Path) -> Prepared:
     """The images, decoded into the work folder once the classes are known to be good."""
     from nemo.cells import Layout
-    from nemo.cli.stages import check_subsets
-    from nemo.data import load, prepare
+    from nemo.data import check_subsets, load, prepare
     from nemo.device import resolve_device
 
     resolve_device(params.device)
@@ -147,7 +161,7 @@ def _prepared(params: Params, work: Path) -> Prepared:
         raise ValueError(f"--work: {work} is a file; accepted: a folder, or a new one")
     ((name, source),) = params.data.items()
     folder = Layout(work).data(name)
-    prepare(name, source, folder, check=lambda names: check_subsets(params, names))
+    prepare(name, source, folder, check=lambda names: check_subsets(params.subsets, names))
     data = load(folder)
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     size = " x ".join(map(str, data.size))
@@ -198,9 +212,9 @@ def merge(a: Path, b: Path, source: str, out: Path) -> None:
 
 def _images_of(names: list[str], source: str, size: int) -> Prepared:
     """The images of these classes, labelled in this order."""
-    from nemo.config import DataSource
     from nemo.data import DataError, load, prepare
     from nemo.pipeline.modularize import data_source
+    from nemo.sections import DataSource
 
     def positions(classes: Sequence[str]) -> list[int]:
         missing = [name for name in names if name not in classes]

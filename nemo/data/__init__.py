@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo.data.errors import DataError
 from nemo.data.prepared import Prepared, Split, load, prepare, read_meta
-from nemo.data.subsets import parse_subset
+from nemo.data.subsets import check_subsets, parse_subset
 
 if TYPE_CHECKING:
     from nemo.data.batches import Augment, Batches
@@ -20,6 +20,7 @@ __all__ = [
     "DataError",
     "Prepared",
     "Split",
+    "check_subsets",
     "load",
     "parse_subset",
     "prepare",

@@ -26,7 +26,7 @@ from nemo.files import new_folder, write_json, writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nemo.config import DataSource
+    from nemo.sections import DataSource
 
 ARRAYS, META = "arrays.safetensors", "meta.json"
 SPLITS = ("train", "val", "test")

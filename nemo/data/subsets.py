@@ -60,3 +60,15 @@ def _positions(text: str, part: str, classes: Sequence[str]) -> list[int]:
 def _accepted(classes: Sequence[str]) -> str:
     names = ", ".join(f"{position} {name}" for position, name in enumerate(classes[:100]))
     return f"all, ranges such as 0-{len(classes) - 1}, and {names}"
+
+
+def check_subsets(subsets: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise DataError unless every subset is two or more of the classes, and no two are equal."""
+    seen: dict[frozenset[int], str] = {}
+    for subset in subsets:
+        chosen = parse_subset(subset, classes)
+        if len(chosen) < 2:
+            raise DataError(f"subsets: {subset!r} is one class; accepted: two or more")
+        first = seen.setdefault(frozenset(chosen), subset)
+        if first != subset:
+            raise DataError(f"subsets: {first!r} and {subset!r} are the same classes")

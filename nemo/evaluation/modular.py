@@ -18,40 +18,34 @@ from nemo.masking.class_masks import (
     cohesion,
     coupling,
     coupling_matrix,
-    mask_frequency,
-    masks_from_frequency,
     retention_rate,
-    sample_bits,
 )
 from nemo.masking.generators import Modular
+from nemo.masking.observed import Observed
+from nemo.masking.selectors import SELECTORS
+from nemo.sections import MaskParams
 
 
 def measure_masks(
     modular: Modular,
     batches: Iterable[tuple[Tensor, Tensor]],
-    threshold: float,
+    params: MaskParams,
     out: Path,
     parent_sha256: str,
 ) -> None:
     """Write the class masks of `modular` over `batches`, and their metrics, to the folder `out`.
 
     `parent_sha256` is that of the weights, kept so that nothing else is cut with these masks. One
-    pass over the images. The samples' bits, which cohesion needs, are kept eight to a byte.
+    pass over the images where the selector needs no more.
     """
-    packed: list[tuple[np.ndarray, Tensor]] = []
-
-    def remember() -> Iterable[tuple[dict[str, Tensor], Tensor]]:
-        for bits, labels in sample_bits(modular, batches):
-            row = torch.cat(list(bits.values()), 1).cpu().numpy()
-            packed.append((np.packbits(row, axis=1), labels.cpu()))
-            yield bits, labels
-
-    masks = masks_from_frequency(mask_frequency(remember()), threshold)
+    observed = Observed(modular, batches)
+    masks = SELECTORS.named(params.selector).choose(observed, params)
     with new_folder(out) as folder:
         file = folder / "masks.safetensors"
         with writing(file):
             save_file({layer: mask.contiguous() for layer, mask in masks.items()}, file)
-        metrics = {**_metrics(masks, packed, threshold), "parent_sha256": parent_sha256}
+        chosen = params.model_dump()
+        metrics = {**_metrics(masks, observed), "masks": chosen, "parent_sha256": parent_sha256}
         write_json(folder / "metrics.json", metrics)
 
 
@@ -74,17 +68,12 @@ def load_class_masks(folder: Path, layers: Iterable[str], parent_sha256: str) ->
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
-def _metrics(
-    masks: ClassMasks, packed: list[tuple[np.ndarray, Tensor]], threshold: float
-) -> dict[str, Any]:
-    labels = torch.cat([label for _, label in packed])
-    every = np.concatenate([row for row, _ in packed])
-    neurons = sum(mask.shape[1] for mask in masks.values())
+def _metrics(masks: ClassMasks, observed: Observed) -> dict[str, Any]:
     one = {"all": torch.cat(list(masks.values()), 1)}
-    per_class = [
-        cohesion({"all": _unpack(every[labels.numpy() == c], neurons)}, labels[labels == c], one)
-        for c in range(masks.num_classes)
-    ]
+    per_class = []
+    for label in range(masks.num_classes):
+        bits = observed.samples_of(label)
+        per_class.append(cohesion({"all": bits}, torch.full((len(bits),), label), one))
     return {
         "class_nrr": one["all"].double().mean(1).tolist(),
         "cohesion": float(np.nanmean(per_class)),
@@ -99,11 +88,6 @@ def _metrics(
             }
             for layer, mask in masks.items()
         ],
-        "neurons": neurons,
+        "neurons": one["all"].shape[1],
         "nrr": retention_rate(masks),
-        "threshold": threshold,
     }
-
-
-def _unpack(rows: np.ndarray, neurons: int) -> Tensor:
-    return torch.from_numpy(np.unpackbits(rows, axis=1, count=neurons)).bool()

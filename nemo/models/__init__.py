@@ -3,7 +3,17 @@
 model = build_model("vgg16", num_classes=10, image_size=32, shape=CnnShape(width=0.25))
 """
 
-from nemo.models import cnn, vit
-from nemo.models.registry import MODELS, build_model, family_of
+from nemo.models.registry import MODELS, build_model, family_named, family_of, model
+from nemo.models.shapes import CnnShape, DeitShape, TimmShape, VitShape
 
-__all__ = ["MODELS", "build_model", "cnn", "family_of", "vit"]
+__all__ = [
+    "MODELS",
+    "CnnShape",
+    "DeitShape",
+    "TimmShape",
+    "VitShape",
+    "build_model",
+    "family_named",
+    "family_of",
+    "model",
+]

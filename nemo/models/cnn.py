@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.config import CnnShape
-from nemo.models.registry import register
+from nemo.models.registry import model
+from nemo.models.shapes import CnnShape
 
 POOL = "pool"
 # 13 convolutions in five groups, each followed by a 2 x 2 max-pool
@@ -63,7 +63,7 @@ def _width(shape: CnnShape | None) -> float:
     return 1.0 if shape is None else shape.width
 
 
-@register("vgg16")
+@model("vgg16", "cnn", CnnShape)
 def vgg16(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Module:
     features, channels = _plain_features(_width(shape))
     hidden = _scale(512, _width(shape))
@@ -79,7 +79,7 @@ def vgg16(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Modul
     return PlainCnn(features, classifier)
 
 
-@register("simcnn")
+@model("simcnn", "cnn", CnnShape)
 def simcnn(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Module:
     features, channels = _plain_features(_width(shape))
     hidden = _scale(512, _width(shape))
@@ -119,7 +119,7 @@ def _halve(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 2, ceil_mode=True)
 
 
-@register("rescnn")
+@model("rescnn", "cnn", CnnShape)
 def rescnn(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Module:
     return ResCnn(num_classes, image_size, _width(shape))
 
@@ -169,6 +169,6 @@ class ResNet18(nn.Module):
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
 
-@register("resnet18")
+@model("resnet18", "cnn", CnnShape)
 def resnet18(num_classes: int, image_size: int, shape: Any) -> nn.Module:
     return ResNet18(num_classes, _width(shape))

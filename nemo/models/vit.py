@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from nemo.config import DeitShape, VitShape
-from nemo.models.registry import register
+from nemo.models.registry import model
+from nemo.models.shapes import DeitShape, VitShape
 
 
 def _options(num_classes: int, image_size: int, shape: VitShape) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def _options(num_classes: int, image_size: int, shape: VitShape) -> dict[str, An
     }
 
 
-@register("vit_small")
+@model("vit_small", "transformer", VitShape)
 def vit_small(num_classes: int, image_size: int, shape: VitShape | None) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer  # timm takes seconds to import
 
     return VisionTransformer(**_options(num_classes, image_size, shape or VitShape()))  # type: ignore[no-any-return]
 
 
-@register("deit_small")
+@model("deit_small", "transformer", DeitShape)
 def deit_small(num_classes: int, image_size: int, shape: DeitShape | None) -> nn.Module:
     """With a distillation token; the logits are the mean of its two heads. After
     `set_distilled_training(True)`, train mode returns both heads' logits instead."""

@@ -1,15 +1,13 @@
-"""Cut the module of one class subset out of a trained cell (paper section 4.4)."""
+"""Stage decompose: cut the module of a class subset out of a trained cell (paper section 4.4)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from torch import nn
 
-from nemo.cells import Cell
-from nemo.cut import decompose
-from nemo.data import parse_subset
+from nemo.cells import Cell, Layout
+from nemo.config import Params
+from nemo.cut import DecomposedModule, decompose
+from nemo.data import parse_subset, read_meta
 from nemo.evaluation.modular import load_class_masks
 from nemo.files import new_folder
 from nemo.masking.class_masks import retention_rate
@@ -17,22 +15,17 @@ from nemo.masking.generators import Modular
 from nemo.masking.sites import HEAD, find_sites
 from nemo.models import family_of
 from nemo.module.files import save
-from nemo.training.cell import load_cell, weights_sha256
+from nemo.trained import load_cell, weights_sha256
 
 
-def cut_module(
-    cell: Cell, subset: str, trained: Path, masks: Path, data: dict[str, Any], out: Path
-) -> None:
-    """Decompose the cell trained in the folder `trained` for `subset`; save the module to `out`.
-
-    Args:
-        data: the meta.json of the prepared data set.
-    """
+def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedModule:
+    """Decompose the trained cell for the classes of `subset`; save the module, and return it."""
+    data, trained = read_meta(layout.data(cell.dataset)), layout.train(cell)
     modular = load_cell(trained)
     assert isinstance(modular, Modular), cell.name
     classes = parse_subset(subset, data["classes"])
     parent = weights_sha256(trained)
-    chosen = load_class_masks(masks, modular.layers, parent).select(classes)
+    chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
     module = decompose(modular, chosen)
     about = {
         "cell": cell.name,
@@ -44,8 +37,9 @@ def cut_module(
         "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
         "subset": subset,
     }
-    with new_folder(out) as folder:
+    with new_folder(layout.module(cell, subset)) as folder:
         save(module, folder, about)
+    return module
 
 
 def _heads(model: nn.Module, num_classes: int) -> list[str]:

@@ -11,44 +11,39 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nemo.cells import Cell, Layout
-from nemo.config import SOURCES, Params, check_model_name, check_params
+from nemo.config import STANDARD, Params, check_params
 from nemo.data import Batches, DataError, Prepared, parse_subset
 from nemo.device import resolve_device
-from nemo.evaluation.modular import measure_masks
 from nemo.files import new_folder
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model
+from nemo.models.registry import check_model_name
 from nemo.module.files import load, save
 from nemo.module.program import DecomposedModule
-from nemo.pipeline.decompose import cut_module
+from nemo.pipeline import decompose, finetune, masks
 from nemo.predict import accuracy, predict
-from nemo.training.cell import load_cell, train_cell, weights_sha256
-from nemo.training.checkpoint import code_hash
-from nemo.training.finetune import finetune_module
+from nemo.recipe import recipe
+from nemo.sections import SOURCES
+from nemo.trained import load_cell
+from nemo.training.cell import train_cell
 
 Say = Callable[[str], object]
-# as in the quick profile, which a test compares; mwt is of a method that nothing here uses
-RECIPE: dict[str, Any] = {
-    "train": {
-        "epochs": {"cnn": 40, "transformer": 60}, "batch_size": 64, "processes": 1,
-        "optimizer": "adamw", "lr": {"cnn": 0.002, "transformer": 0.001}, "momentum": 0.9,
-        "weight_decay": 0.01, "amp": False, "channels_last": True,
-    },
-    "loss": {"alpha": {"cnn": 2.0, "transformer": 0.2}, "tau": 0.2, "form": "equation"},
-    "mwt": {"alpha": 0.0, "beta": 0.0},
-    "masks": {"threshold": 0.9},
-    "finetune": {
-        "epochs": 10, "batch_size": 64, "processes": 1, "optimizer": "adamw",
-        "lr": {"cnn": 0.001, "transformer": 0.0005}, "momentum": 0.9, "weight_decay": 0.01,
-        "recalibrate_bn": True, "head": "inherit",
-    },
-}  # fmt: skip
+METHOD = "nemo"
+
+
+def defaults() -> dict[str, Any]:
+    """The sections of params that options may change, as they are without any."""
+    text = files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8")
+    sections: dict[str, Any] = yaml.safe_load(text)
+    return sections
 
 
 def _silent(line: str) -> None:
@@ -75,9 +70,9 @@ def own_params(
     check_model_name(model)
     name, source = data_source(source)
     raw: dict[str, Any] = {
-        "profile": "own", "datasets": [name], "models": [model], "methods": ["standard", "nemo"],
+        "profile": "own", "datasets": [name], "models": [model], "methods": [STANDARD, METHOD],
         "subsets": [subset], "seeds": [seed], "data": {"source": source},
-        "architecture": {}, **{key: dict(values) for key, values in RECIPE.items()},
+        "architecture": {}, **defaults(),
     }  # fmt: skip
     for key, value in (changes or {}).items():
         if value is not None:
@@ -99,7 +94,7 @@ def data_source(source: str) -> tuple[str, str]:
 
 
 def cell_of(params: Params) -> Cell:
-    return Cell(params.datasets[0], params.models[0], "nemo", params.seeds[0])
+    return Cell(params.datasets[0], params.models[0], METHOD, params.seeds[0])
 
 
 def untrained(params: Params, data: Prepared) -> Modular:
@@ -130,14 +125,14 @@ def train_parent(params: Params, data: Prepared, work: Path, say: Say = _silent)
     """
     cell = cell_of(params)
     decides = {
-        "params": params.model_dump(include={"architecture", "train", "loss", "device"}),
+        **(recipe(params, cell, "train") or {}),
         "cell": cell.name,
+        "device": params.device,
         "data": [data.sha256, data.flip, data.crop],
-        "code": code_hash(),
         "torch": torch.__version__,
     }
     key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    layout = Layout(work / key)
+    layout = Layout(work / key, images=work)
     if layout.train(cell).is_dir():
         say(f"the parent is in {layout.root} already")
     else:
@@ -156,23 +151,17 @@ def make_module(
     `as_cut` and `finetuned`.
     """
     cell, subset = cell_of(params), params.subsets[0]
-    classes = parse_subset(subset, data.classes)
-    device = resolve_device(params.device)
-    trained, masks = layout.train(cell), layout.masks(cell)
+    classes, device = parse_subset(subset, data.classes), resolve_device(params.device)
     say("finding the neurons of each class")
-    modular = load_cell(trained).to(device)
-    assert isinstance(modular, Modular), cell.name
-    plain = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
-    measure_masks(modular, plain, params.masks.threshold, masks, weights_sha256(trained))
+    masks.run(params, cell, layout)
     say(f"cutting {subset}")
-    about = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
-    cut_module(cell, subset, trained, masks, about, layout.module(cell, subset))
+    decompose.run(params, cell, subset, layout)
     say(f"fine-tuning {subset}")
+    finetune.run(params, cell, subset, layout)
     tuned = layout.finetuned(cell, subset)
-    finetune_module(params, cell, layout.module(cell, subset), data, tuned)
     module = load(tuned)
     test = Batches(data.splits["test"], data.mean, data.std, 256, device=device)
-    parent = predict(modular, test)
+    parent = predict(load_cell(layout.train(cell)).to(device), test)
     own = data.restrict(classes).splits["test"]
     test = Batches(own, data.mean, data.std, 256, device=device)
     as_cut = load(layout.module(cell, subset))

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from nemo.cells import Cell
-from nemo.config import Architectures, CnnShape, DeitShape, Params
+from nemo.config import STANDARD, Params
 from nemo.cost import count_parameters
 from nemo.data import Augment, Batches, Prepared
 from nemo.device import resolve_device
-from nemo.distributed import first_only, from_first, this_part
-from nemo.files import new_folder, read_json, write_csv, write_json, writing
+from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
+from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
-from nemo.models import build_model, family_of
+from nemo.models import CnnShape, DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
 from nemo.predict import accuracy, predict
+from nemo.provenance import provenance
+from nemo.recipe import training
+from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task
 
 OnEpoch = Callable[[int, Row], None]
-WEIGHTS = "weights.safetensors"
 
 
 def train_cell(
@@ -38,33 +38,26 @@ def train_cell(
     data: Prepared,
     out: Path,
     on_epoch: OnEpoch = lambda e, r: None,
-    *,
-    watch_test: bool = False,
 ) -> None:
     """Train `cell` on `data` and write weights, history and metrics to the folder `out`; of several
     processes each calls this, and the first one writes.
-
-    Args:
-        watch_test: also put the test accuracy of each epoch into the history, for those who compare
-            with papers that report the best one. It decides nothing.
 
     Raises:
         OSError: `out` cannot be written; found before any training.
         NonFiniteLossError: the loss became NaN or infinite.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    params = params.for_method(cell.method)
     shape = params.architecture.of(cell.model)
     teacher = None
     if isinstance(shape, DeitShape):
         teacher = _train_teacher(params, cell, data, shape.teacher)
     # the checkpoint goes only once the result is there
-    key = {**_key(params, cell, data, shape), "watch_test": watch_test}
-    with first_only(open_checkpoint(key)) as checkpoint, first_only(new_folder(out)) as folder:
-        model, history = _train(
-            params, cell, data, shape, teacher, checkpoint, on_epoch, watch_test
-        )
+    key = _key(params, cell, data, shape)
+    with main_only(open_checkpoint(key)) as checkpoint, main_only(new_folder(out)) as folder:
+        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch)
         if folder is not None:
-            _write(folder, model, history, _describe(cell, data, shape))
+            _write(folder, model, history, _describe(params, cell, data, shape))
 
 
 def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, Any]) -> None:
@@ -75,42 +68,10 @@ def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, 
         "parameters": parameters,
         "val_accuracy": history[-1]["val_accuracy"],
     }
-    _save_weights(model, folder / WEIGHTS)
+    save_weights(model, folder / WEIGHTS)
     write_csv(folder / "history.csv", history)
-    write_json(folder / "cell.json", about)
+    write_json(folder / ABOUT, about)
     write_json(folder / "metrics.json", metrics)
-
-
-def load_cell(folder: Path) -> nn.Module:
-    """The trained model (a `Modular` for modular methods), on the CPU, in eval mode.
-
-    Raises:
-        FileNotFoundError: `folder` holds no trained cell.
-    """
-    try:
-        about = read_json(folder / "cell.json")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder}: no trained cell here; run `nemo train` first") from None
-    try:
-        shape = _shape_of(about)
-        model: nn.Module = build_model(about["model"], about["classes"], about["image_size"], shape)
-        if about["method"] != "standard":
-            model = modularize(model)
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: damaged, or of other code ({why}); train it again") from None
-    return model.eval()
-
-
-def weights_sha256(folder: Path) -> str:
-    """What tells one training of a cell from another."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-
-
-def _save_weights(model: nn.Module, file: Path) -> None:
-    with writing(file):
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file)
 
 
 def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) -> nn.Module:
@@ -119,21 +80,21 @@ def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) 
     It is trained inside the student's cell and kept beside the checkpoints for the next student,
     so that a student depends on nothing but its own params.
     """
-    teacher_cell = Cell(cell.dataset, "resnet18", "standard", cell.seed)
+    teacher_cell = Cell(cell.dataset, "resnet18", STANDARD, cell.seed)
     key = {**_key(params, teacher_cell, data, shape), "role": "teacher"}
-    with first_only(open_checkpoint(key, keep=True)) as checkpoint:
+    with main_only(open_checkpoint(key, keep=True)) as checkpoint:
         saved = checkpoint.folder / WEIGHTS if checkpoint else Path()  # the others do not look
-        if not from_first(saved.exists):
+        if not broadcast_from_main(saved.exists):
             trained, _ = _train(
                 params, teacher_cell, data, shape, None, checkpoint, lambda epoch, row: None
             )
             if checkpoint:
                 unfinished = saved.with_suffix(".partial")
-                _save_weights(trained, unfinished)
+                save_weights(trained, unfinished)
                 unfinished.replace(saved)
         # always from the file, so that every student sees the same bits
         model = build_model("resnet18", len(data.classes), data.size[0], shape)
-        model.load_state_dict(from_first(lambda: load_file(saved)))
+        model.load_state_dict(broadcast_from_main(lambda: load_file(saved)))
         return model.to(resolve_device(params.device))
 
 
@@ -145,7 +106,6 @@ def _train(
     teacher: nn.Module | None,
     checkpoint: Checkpoint | None,
     on_epoch: OnEpoch,
-    watch_test: bool = False,
 ) -> tuple[nn.Module, list[Row]]:
     device = resolve_device(params.device)
     torch.manual_seed(cell.seed)
@@ -153,7 +113,8 @@ def _train(
     if teacher is not None:
         base.set_distilled_training(True)  # type: ignore[operator]
     family = family_of(cell.model, base)
-    model = base if cell.method == "standard" else modularize(base)
+    method = params.base_of(cell.method)
+    model = modularize(base) if method.modular else base
     channels_last = params.train.channels_last and family == "cnn" and _may_be_channels_last(model)
     model.to(device)
     if channels_last:
@@ -164,7 +125,7 @@ def _train(
         std=data.std,
         device=device,
         channels_last=channels_last,
-        part=this_part(),
+        part=rank_and_world_size(),
     )
     augment = Augment(flip=data.flip, crop=data.crop)
     train = batches(
@@ -176,7 +137,7 @@ def _train(
     )
     watched = {
         f"{split}_accuracy": batches(data.splits[split], batch_size=512)
-        for split in (("val", "test") if watch_test else ("val",))
+        for split in (("val", "test") if params.train.watch_test else ("val",))
     }
 
     def validate() -> Row:
@@ -184,7 +145,7 @@ def _train(
 
     history = fit(
         model,
-        make_task(params, cell.method, family, teacher),
+        make_task(method, params.section(method.section), family, teacher),
         train,
         Plan.of(params.train, family),
         device=device,
@@ -212,35 +173,25 @@ def _may_be_channels_last(model: nn.Module) -> bool:
 
 def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
     """What decides the result of training a cell."""
-    objective = None
-    if cell.method != "standard":
-        objective = params.mwt if cell.method == "mwt" else params.loss
+    family = family_named(cell.model)
     return {
-        "cell": cell.name,
-        "shape": shape.model_dump(),
-        "train": params.train.model_dump(exclude={"processes", "cuda_graphs"}),
-        "objective": objective.model_dump() if objective else None,
+        **training(params, params.base_of(cell.method), cell.model, shape, family),
+        "seed": cell.seed,
         "device": params.device,
         "data": data.sha256,
         "augment": [data.flip, data.crop],
     }
 
 
-def _describe(cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
+def _describe(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
     return {
         "dataset": cell.dataset,
         "model": cell.model,
         "method": cell.method,
+        "modular": params.base_of(cell.method).modular,
         "seed": cell.seed,
         "classes": len(data.classes),
         "image_size": data.size[0],
         "shape": shape.model_dump(),
+        "made": provenance(resolve_device(params.device)),
     }
-
-
-def _shape_of(about: dict[str, Any]) -> Shape:
-    """The shape a trained cell was built with, except that its weights are its own."""
-    shape = dict(about["shape"])
-    if "pretrained" in shape:
-        shape["pretrained"] = False
-    return Architectures.model_validate({about["model"]: shape}).of(about["model"])

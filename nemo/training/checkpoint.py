@@ -26,7 +26,6 @@ from nemo.files import write_bytes
 from nemo.locks import locked
 
 FINISHED = "finished"  # in a checkpoint folder: the training has ended
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class Checkpoint:
@@ -65,14 +64,14 @@ def open_checkpoint(
     numbers would fail again: its checkpoint goes too.
 
     Args:
-        key: JSON values that decide the result; the package's own code is added to them.
+        key: JSON values that decide the result, the code's hash among them.
         root: where the folders are; by default `checkpoints_root`.
 
     Raises:
         ValueError: the folder holds the checkpoint of another training.
     """
     root = root or checkpoints_root()
-    text = json.dumps({**key, "code": code_hash(), "torch": torch.__version__}, sort_keys=True)
+    text = json.dumps({**key, "torch": torch.__version__}, sort_keys=True)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
     with locked(root / f"{folder.name}.lock"):
         sweep(root)
@@ -106,13 +105,3 @@ def sweep(root: Path) -> None:
         with suppress(OSError), locked(lock, wait=False):  # in use, or another user's
             if lock in done:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-
-
-def code_hash() -> str:
-    """SHA-256 of the code that trains: every Python file below `nemo/` but the views of results."""
-    digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
-        relative = file.relative_to(PACKAGE)
-        if relative.parts[0] not in ("cli", "report", "tracking"):
-            digest.update(f"{relative}\0".encode() + file.read_bytes())
-    return digest.hexdigest()

@@ -6,62 +6,19 @@ The epoch is chosen on validation images; the authors' code takes the best one o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nemo.cells import Cell
-from nemo.config import Family, Params
+from nemo.config import Params
 from nemo.data import Augment, Batches, Prepared
 from nemo.data.batches import Part
 from nemo.device import resolve_device
-from nemo.distributed import first_only, this_part
-from nemo.files import new_folder, write_csv, write_json
-from nemo.module.files import load, save
+from nemo.distributed import rank_and_world_size
+from nemo.fields import Family
 from nemo.predict import accuracy, predict
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import Task, cross_entropy
-
-
-def finetune_module(
-    params: Params,
-    cell: Cell,
-    module: Path,
-    data: Prepared,
-    out: Path,
-    *,
-    watch_test: bool = False,
-) -> None:
-    """Fine-tune the module in the folder `module` on its classes; save it, its history and its
-    validation figures to `out`. Of several processes each calls this, and the first one writes.
-
-    Args:
-        watch_test: as in `finetune`.
-
-    Raises:
-        ArtefactError: there is no module in the folder, or it is damaged.
-        ValueError: a new head is asked for, and the module does not know its head.
-    """
-    loaded = load(module)
-    assert loaded.classes is not None, module
-    subset = data.restrict(loaded.classes)
-    title = f"{cell.name} {loaded.info['subset']}"
-    history, metrics = finetune(
-        loaded,
-        subset,
-        loaded.info["family"],
-        params,
-        cell.seed,
-        title,
-        heads=loaded.info["heads"],
-        watch_test=watch_test,
-    )
-    with first_only(new_folder(out)) as folder:
-        if folder is not None:
-            save(loaded.cpu(), folder, {"finetuned": metrics})
-            write_csv(folder / "history.csv", history)
-            write_json(folder / "metrics.json", metrics)
 
 
 @torch.no_grad()
@@ -131,7 +88,6 @@ def finetune(
     title: str,
     *,
     heads: Sequence[str] = (),
-    watch_test: bool = False,
 ) -> tuple[list[Row], dict[str, float]]:
     """Fine-tune `module` in place on `data`, whose labels must be those of its logits.
 
@@ -141,8 +97,6 @@ def finetune(
 
     Args:
         heads: names of the classifier's layers, which `finetune.head: new` draws anew.
-        watch_test: also put the test accuracy of each epoch into the history, for those who compare
-            with papers that report the best one. It decides nothing.
 
     Returns:
         The history, a row per epoch, and the metrics: validation accuracy as cut, at the chosen
@@ -151,7 +105,7 @@ def finetune(
     recipe, device = params.finetune, resolve_device(params.device)
     module.to(device)
     torch.manual_seed(seed)
-    validate = _validation(module, data, device, watch_test)
+    validate = _validation(module, data, device, recipe.watch_test)
     as_cut = validate()
     if recipe.head == "new":
         reset_head(module, heads)
@@ -163,7 +117,7 @@ def finetune(
     history = fit(
         module,
         Task(cross_entropy),
-        training_batches(data, recipe.batch_size, device, seed, this_part()),
+        training_batches(data, recipe.batch_size, device, seed, rank_and_world_size()),
         Plan.of(recipe, family, recipe.t_max.of(family) if recipe.t_max else None),
         device=device,
         validate=validate,
@@ -186,7 +140,9 @@ def _validation(
 ) -> Callable[[], Row]:
     """What measures `module` on the validation images, and where asked for on the test images."""
     validation, test = (
-        Batches(data.splits[split], data.mean, data.std, 512, device=device, part=this_part())
+        Batches(
+            data.splits[split], data.mean, data.std, 512, device=device, part=rank_and_world_size()
+        )
         for split in ("val", "test")
     )
 

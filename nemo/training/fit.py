@@ -13,24 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from nemo.config import Family, ParamsError, Recipe
 from nemo.data import Batches
 from nemo.device import repeatable
 from nemo.distributed import (
-    from_first,
-    is_first,
-    several,
-    this_part,
-    together,
-    whole_batch_norm,
+    broadcast_from_main,
+    ddp,
+    distributed,
+    is_main,
+    rank_and_world_size,
+    sync_batch_norm,
 )
+from nemo.fields import Family, ParamsError
+from nemo.sections import Recipe
 from nemo.training.checkpoint import Checkpoint
 
-# What to try besides a smaller lr, by the part of the loss that says which method it is.
-REMEDIES = {
-    "contrast": ", a smaller loss.alpha or a larger loss.tau",
-    "cohesion_loss": " or smaller mwt.alpha and mwt.beta",
-}
 Row = dict[str, float]
 TaskFunction = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
@@ -108,12 +104,14 @@ def fit(
         NonFiniteLossError: the loss, or a weight at the end of an epoch, became NaN or infinite.
         ParamsError: `cuda_graphs` where a step cannot be recorded.
     """
-    assert not (cuda_graphs and several()), "params say that they do not go together"
+    assert not (cuda_graphs and distributed()), "params say that they do not go together"
     state = _State(model, plan, device)
-    saved = from_first(lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None)
+    saved = broadcast_from_main(
+        lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None
+    )
     if saved is not None:
         state.restore(saved)
-    trained = together(model)
+    trained = ddp(model)
     gradients = Gradients(trained, task, device, amp)
     if cuda_graphs and device.type == "cuda":
         gradients = RecordedGradients(trained, task, device, amp, batches.batch_size)
@@ -176,7 +174,7 @@ class Gradients:
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self.model.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, self.amp), whole_batch_norm():
+        with torch.autocast(self.device.type, torch.bfloat16, self.amp), sync_batch_norm():
             parts = self.task(self.model, images, labels)
         parts["loss"].backward()
         self.names = list(parts)
@@ -250,32 +248,32 @@ def _train_epoch(
         log.append(gradients(images, labels))
         sizes.append(len(labels))
         if len(log) % every == 0:
-            _check_loss(gradients.names, log[-every:], epoch, len(log) - every)
+            _check_loss(gradients, log[-every:], epoch, len(log) - every)
         optimizer.step()
-    _check_loss(gradients.names, log[-every:], epoch, len(log[:-every]))
+    _check_loss(gradients, log[-every:], epoch, len(log[:-every]))
     share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     means = share @ torch.stack(log).cpu().double()
     return {n: round(mean, 6) for n, mean in zip(gradients.names, means.tolist(), strict=True)}
 
 
-def _check_loss(names: list[str], log: list[Tensor], epoch: int, before: int) -> None:
+def _check_loss(gradients: Gradients, log: list[Tensor], epoch: int, before: int) -> None:
     """Raise NonFiniteLossError at the first step whose loss is not finite; of several processes
     all see the same loss, and all stop."""
     for step, parts in enumerate(torch.stack(log).tolist(), before + 1):
-        values = dict(zip(names, parts, strict=True))
+        values = dict(zip(gradients.names, parts, strict=True))
         if not math.isfinite(values["loss"]):
             bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
-            remedy = "".join(text for name, text in REMEDIES.items() if name in values)
             raise NonFiniteLossError(
-                f"epoch {epoch}, step {step}: {bad} is not finite; try a smaller lr{remedy}"
+                f"epoch {epoch}, step {step}: {bad} is not finite; try a smaller lr"
+                + getattr(gradients.task, "remedy", "")
             )
 
 
 def _decorrelate(seed: int, epoch: int) -> None:
     """Give each of several processes dropout of its own: a function of the epoch, as the data is,
     so that resuming needs no random state of theirs."""
-    if several():
-        mixed = np.random.SeedSequence([seed, epoch, *this_part()]).generate_state(1)
+    if distributed():
+        mixed = np.random.SeedSequence([seed, epoch, *rank_and_world_size()]).generate_state(1)
         torch.manual_seed(int(mixed[0]))
 
 
@@ -315,5 +313,5 @@ def _progress() -> Progress:
         TextColumn("{task.fields[shown]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not (console.is_terminal and is_first()),
+        disable=not (console.is_terminal and is_main()),
     )

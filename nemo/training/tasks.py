@@ -14,31 +14,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.config import Family, Method, Params
-from nemo.distributed import gathered
+from nemo.distributed import all_gather
+from nemo.fields import Family
 from nemo.masking.generators import Masks
-from nemo.masking.losses import contrastive_loss, mwt_terms
+from nemo.masking.objectives import Objective, Parts, Penalty
 
-Parts = dict[str, Tensor]
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
-MaskLoss = Callable[[Masks, Tensor], tuple[Tensor, Parts]]
 
 
 class Task:
-    """A classification loss, and for modular models a loss on the masks added to it."""
+    """A classification loss, and for modular models a penalty on the masks added to it.
 
-    def __init__(self, task_loss: TaskLoss, mask_loss: MaskLoss | None = None) -> None:
+    `remedy` says what to try, besides a smaller learning rate, when the loss is not finite.
+    """
+
+    def __init__(
+        self, task_loss: TaskLoss, penalty: Penalty | None = None, remedy: str = ""
+    ) -> None:
         self.task_loss = task_loss
-        self.mask_loss = mask_loss
+        self.penalty = penalty
+        self.remedy = remedy
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        output = gathered(model(images), len(labels))
-        if self.mask_loss is None:
+        output = all_gather(model(images), len(labels))
+        if self.penalty is None:
             loss = self.task_loss(output, images, labels)
             return {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
         output, masks = output
         task = self.task_loss(output, images, labels)
-        penalty, parts = self.mask_loss(masks, labels)
+        penalty, parts = self.penalty(masks, labels)
         return {
             "loss": task + penalty,
             "task": task,
@@ -49,16 +53,16 @@ class Task:
 
 
 def make_task(
-    params: Params, method: Method, family: Family, teacher: nn.Module | None = None
+    method: Objective, settings: Any, family: Family, teacher: nn.Module | None = None
 ) -> Task:
-    """The task of a cell; with a `teacher`, the classification loss is DeiT's distillation."""
+    """The task of a cell; with a `teacher`, the classification loss is DeiT's distillation.
+
+    Args:
+        settings: the method's section of params.
+    """
     task_loss = cross_entropy if teacher is None else Distillation(teacher)
-    if method == "standard":
-        return Task(task_loss)
-    if method == "mwt":
-        return Task(task_loss, mwt_penalty(params.mwt.alpha.of(family), params.mwt.beta.of(family)))
-    loss = params.loss
-    return Task(task_loss, contrastive_penalty(loss.alpha.of(family), loss.tau, loss.form))
+    penalty = method.make(settings, family) if method.make is not None else None
+    return Task(task_loss, penalty, method.remedy)
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -76,34 +80,13 @@ class Distillation:
 
     def __call__(self, output: tuple[Tensor, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            target = gathered(self.teacher(images), len(labels)).float().log_softmax(1)
+            target = all_gather(self.teacher(images), len(labels)).float().log_softmax(1)
         cls, dist = (logits.float() for logits in output)
         divergence = sum(
             F.kl_div(logits.log_softmax(1), target, reduction="batchmean", log_target=True)
             for logits in (cls, dist)
         )
         return 0.5 * F.cross_entropy(cls, labels) + 0.25 * divergence
-
-
-def contrastive_penalty(alpha: float, tau: float, form: Any) -> MaskLoss:
-    """NeMo: alpha times the contrastive loss."""
-
-    def penalty(masks: Masks, labels: Tensor) -> tuple[Tensor, Parts]:
-        contrast = contrastive_loss(masks, labels, tau, form)
-        return alpha * contrast, {"contrast": contrast}
-
-    return penalty
-
-
-def mwt_penalty(alpha: float, beta: float) -> MaskLoss:
-    """MwT: alpha times the cohesion loss plus beta times the coupling loss."""
-
-    def penalty(masks: Masks, labels: Tensor) -> tuple[Tensor, Parts]:
-        cohesion, coupling = mwt_terms(masks, labels)
-        parts = {"cohesion_loss": cohesion, "coupling_loss": coupling}
-        return alpha * cohesion + beta * coupling, parts
-
-    return penalty
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from nemo.cli.launch import launch
 from nemo.cli.main import cli
 from nemo.config import ParamsError, check_params
 from nemo.data import Augment, Batches
-from nemo.distributed import is_first, this_part
+from nemo.distributed import is_main, rank_and_world_size
 from nemo.masking.generators import modularize
 from nemo.models import build_model
 from nemo.predict import predict
@@ -75,7 +75,7 @@ def train(params, name, method, epochs=EPOCHS, checkpoint=None):
         return parts
 
     def validate():
-        batches = Batches(split(99, 16), *STATISTICS, 98, part=this_part())
+        batches = Batches(split(99, 16), *STATISTICS, 98, part=rank_and_world_size())
         logits, labels = predict(model, batches)
         return {"logits": logits.double().norm().item(), "labels": float(labels.sum())}
 
@@ -94,16 +94,22 @@ def train(params, name, method, epochs=EPOCHS, checkpoint=None):
 def training_batches():
     augment = Augment(flip=True, crop=1)
     return Batches(
-        split(99, 16), *STATISTICS, 16, shuffle=True, augment=augment, seed=3, part=this_part()
+        split(99, 16),
+        *STATISTICS,
+        16,
+        shuffle=True,
+        augment=augment,
+        seed=3,
+        part=rank_and_world_size(),
     )
 
 
 def train_all(params, folder):
     made = {case: train(params, *case) for case in CASES}
-    checkpoint = Checkpoint(folder) if is_first() else None
+    checkpoint = Checkpoint(folder) if is_main() else None
     train(params, "tiny", "nemo", 1, checkpoint)
     made["resumed"] = train(params, "tiny", "nemo", checkpoint=checkpoint)
-    torch.save((made, torch.initial_seed()), folder / f"{this_part()[0]}.pt")
+    torch.save((made, torch.initial_seed()), folder / f"{rank_and_world_size()[0]}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +161,12 @@ def test_each_process_draws_its_own_dropout(made_by_two):
 
 def diverge(params, folder):
     """Infinite in the third step, and in one process's images only."""
-    (folder / f"{this_part()[0]}").touch()
+    (folder / f"{rank_and_world_size()[0]}").touch()
     seen = []
 
     def task(network, images, labels):
         seen.append(images)
-        broken = torch.inf if len(seen) == 3 and not is_first() else 1.0
+        broken = torch.inf if len(seen) == 3 and not is_main() else 1.0
         return Task(cross_entropy)(network, images * broken, labels)
 
     plan = Plan(1, "sgd", 0.01, 0.9, 0.0, 1)
@@ -179,7 +185,7 @@ def test_infinity_in_one_process_stops_both_with_the_step_and_the_term(tmp_path)
 
 def die(params):
     def task(network, images, labels):
-        if not is_first():
+        if not is_main():
             os.kill(os.getpid(), signal.SIGKILL)
         return Task(cross_entropy)(network, images, labels)
 

@@ -1,0 +1,52 @@
+"""The kinds of values that params.yaml holds; they cost pydantic only (ours)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Family = Literal["cnn", "transformer"]
+T = TypeVar("T")
+
+
+class ParamsError(ValueError):
+    """What is wrong in a params file: one line per key, each saying what is accepted."""
+
+
+class Strict(BaseModel):
+    """A section of params: no unknown keys, no changes, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class PerFamily(Strict, Generic[T]):
+    """A value for every model, or one for each family: `{cnn: ..., transformer: ...}`."""
+
+    cnn: T
+    transformer: T
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        return (
+            value if isinstance(value, dict | PerFamily) else {"cnn": value, "transformer": value}
+        )
+
+    def of(self, family: Family) -> T:
+        return self.cnn if family == "cnn" else self.transformer
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"a number is accepted, got {value}")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Whole = Annotated[int, Field(ge=0, strict=True)]
+NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_bool)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_bool)]
+Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)]

@@ -1,0 +1,104 @@
+"""Which code decides a result, as a hash (ours).
+
+DVC runs a stage again when this hash changes. It covers every file of the package that the stage
+imports, directly or not, read as Python reads it: comments, docstrings and layout do not count.
+Files behind a registry (objectives, selectors, models, alternatives) count where they are used.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+# Code that moves results without deciding them: the typed edge of params, whose values count
+# themselves, files and paths, the device, checkpoints, and the views of finished results.
+PLUMBING = (
+    "nemo.cells", "nemo.cli", "nemo.config", "nemo.device", "nemo.fields", "nemo.files",
+    "nemo.fingerprint", "nemo.locks", "nemo.plugins", "nemo.recipe", "nemo.registry",
+    "nemo.results", "nemo.sections", "nemo.settings", "nemo.report", "nemo.tracking",
+    "nemo.training.checkpoint", "nemo.provenance",
+)  # fmt: skip
+EXTENSIONS = (
+    "nemo.masking.objectives", "nemo.masking.selectors", "nemo.models.cnn", "nemo.models.vit",
+    "nemo.alternatives",
+)  # fmt: skip
+
+
+def fingerprint(
+    entries: Iterable[str], plugins: Iterable[str] = (), without: tuple[str, ...] = ()
+) -> str:
+    """SHA-256 of the code behind modules of this package, and of plugin files.
+
+    Args:
+        entries: dotted names; of a module behind a registry, itself and what it imports.
+        plugins: paths of files of the user's own.
+        without: modules and packages that decide nothing in this case.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(code_behind(entries, without)):
+        digest.update(f"{name}\0{_text(_file(name))}\0".encode())
+    for path in plugins:
+        digest.update(f"{path}\0{_text(Path(path))}\0".encode())
+    return digest.hexdigest()
+
+
+def code_behind(entries: Iterable[str], without: tuple[str, ...] = ()) -> set[str]:
+    """The modules of this package that `entries` import, directly or not, themselves included."""
+    found: set[str] = set()
+    todo = list(entries)
+    wanted, left_out = set(todo), (*PLUMBING, *EXTENSIONS, *without)
+    while todo:
+        name = todo.pop()
+        if name in found or (name not in wanted and _within(name, left_out)):
+            continue
+        found.add(name)
+        todo += imported(name)
+    return found
+
+
+def _within(name: str, heads: tuple[str, ...]) -> bool:
+    return any(name == head or name.startswith(f"{head}.") for head in heads)
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """The modules of this package that a module imports, anywhere but for type checkers."""
+    return frozenset(_imports(ast.parse(_file(name).read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nemo":
+            assert node.module is not None
+            for alias in node.names:  # a module, or a name in one
+                inner = f"{node.module}.{alias.name}"
+                yield inner if _exists(inner) else node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "nemo")
+        yield from _imports(node)
+
+
+def _file(name: str) -> Path:
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _exists(name: str) -> bool:
+    return _file(name).is_file()
+
+
+@cache
+def _text(path: Path) -> str:
+    """A file's code without comments, docstrings and layout."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

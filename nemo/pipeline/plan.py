@@ -1,0 +1,24 @@
+"""Stage plan: one small file for each stage of each cell, which says what decides its result.
+
+DVC runs a stage again when its file here changes. So a change of params or code re-runs exactly
+what it decides, variants that do not override it included. `dvc repro plan`, then `dvc status`,
+say what that is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nemo.config import Params
+from nemo.files import new_folder, write_json
+from nemo.recipe import plan
+
+
+def run(params: Params, out: Path) -> int:
+    """Write the folder `out` anew; returns the number of files."""
+    files = 0
+    with new_folder(out) as folder:
+        for name, recipe in plan(params):
+            write_json(folder / name, recipe)
+            files += 1
+    return files

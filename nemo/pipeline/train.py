@@ -1,0 +1,17 @@
+"""Stage train: train one cell, logging its curves to MLflow where asked to."""
+
+from __future__ import annotations
+
+from nemo.cells import Cell, Layout
+from nemo.config import Params
+from nemo.distributed import is_main
+from nemo.pipeline.inputs import images
+from nemo.tracking import training_run
+from nemo.training.cell import train_cell
+
+
+def run(params: Params, cell: Cell, layout: Layout, track: bool = False) -> None:
+    """What each process of a training does; the main one writes."""
+    data = images(params, cell.dataset, layout)
+    with training_run(params, cell, enabled=track and is_main()) as log_epoch:
+        train_cell(params, cell, data, layout.train(cell), log_epoch)

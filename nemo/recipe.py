@@ -1,0 +1,125 @@
+"""What decides the result of a stage: values of params, and code. DVC's plan is made of these.
+
+A recipe is a dict of JSON values. The stage `plan` writes one file for each stage of each cell; the
+stage itself depends on that file alone, and so runs again exactly when its recipe changes (ours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo.cells import Cell, cells
+from nemo.config import EXTRAS, Params
+from nemo.fields import Family
+from nemo.fingerprint import fingerprint
+from nemo.masking.objectives import Objective
+from nemo.masking.selectors import SELECTORS
+from nemo.models.registry import MODELS, Shape, family_named
+from nemo.models.shapes import DeitShape
+from nemo.settings import WHERE, flat, objective_settings
+
+Recipe = dict[str, Any]
+PACKAGE = "nemo."
+# What measures each of the extras: a function of its name, (params, cell, data, layout) -> rows.
+MEASURES = {
+    "alternatives": "nemo.alternatives.compare",
+    "gap": "nemo.evaluation.gap",
+    "granularity": "nemo.evaluation.granularity",
+    "thresholds": "nemo.evaluation.thresholds",
+}
+# What a standard training imports and never runs.
+MODULAR_ONLY = ("nemo.masking.generators", "nemo.masking.sites")
+# Prepared images are a dependency themselves; only how batches are made of them counts besides.
+PREPARING = tuple(
+    f"nemo.data.{name}"
+    for name in ("errors", "folder", "images", "prepared", "sources", "splits", "stored", "tree")
+)
+STAGES = ("train", "masks", "decompose", "finetune", "evaluate", *EXTRAS)
+
+
+def training(params: Params, base: Objective, model: str, shape: Shape, family: Family) -> Recipe:
+    """What decides the weights of a model, besides its images, seed and device."""
+    groups = {"architecture": shape, "train": params.train, **objective_settings(params, base)}
+    code = ["nemo.training.cell", *_homes(model, base)]
+    if isinstance(shape, DeitShape):
+        code.append(MODELS["resnet18"].home)  # its teacher
+    without = PREPARING if base.modular else (*PREPARING, *MODULAR_ONLY)
+    return {
+        "model": model,
+        "method": base.name,
+        "settings": flat(groups, family),
+        "code": fingerprint(code, params.plugins, without),
+    }
+
+
+def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
+    """What decides the result of a stage for a cell, besides what earlier stages made, and seed.
+
+    None where a stage has nothing to do: a standard model has no masks.
+    """
+    own, base, family = (
+        params.for_method(cell.method),
+        params.base_of(cell.method),
+        family_named(cell.model),
+    )
+    if stage == "train":
+        return training(own, base, cell.model, own.architecture.of(cell.model), family)
+    if stage == "evaluate":
+        more = {name: getattr(own, name).model_dump() for name in EXTRAS if _asks(own, name, cell)}
+        values: dict[str, Any] = {"subsets": own.subsets, **more}
+    elif not base.modular:
+        return None
+    elif stage == "masks":
+        values = flat({"masks": own.masks}, family)
+    elif stage == "decompose":
+        values = {}
+    elif stage == "finetune":
+        values = flat({"finetune": own.finetune}, family)
+    elif _asks(own, stage, cell):
+        section = getattr(own, stage).model_dump(exclude={"of"})
+        values = {stage: section, "subsets": own.subsets}
+        values |= flat({"masks": own.masks, "finetune": own.finetune}, family)
+    else:
+        return None
+    entries = [MEASURES.get(stage, f"{PACKAGE}pipeline.{stage}"), *_homes(cell.model)]
+    if stage in ("masks", "gap", "granularity"):
+        entries.append(SELECTORS.named(own.masks.selector).choose.__module__)
+    return {"settings": values, "code": fingerprint(_ours(entries), params.plugins, PREPARING)}
+
+
+def preparation(params: Params, dataset: str) -> Recipe:
+    """What decides the prepared images of a data set."""
+    values = params.data[dataset].model_dump(exclude=set(WHERE))
+    return {"settings": values, "code": fingerprint([f"{PACKAGE}pipeline.prepare"])}
+
+
+def plan(params: Params) -> Iterator[tuple[Path, Recipe | None]]:
+    """(file below plan/, recipe) for every stage that params ask for."""
+    for dataset in params.datasets:
+        yield Path(dataset, "prepare.json"), preparation(params, dataset)
+    done = set()
+    for cell in cells(params):
+        folder = Path(cell.dataset, cell.model, cell.method)
+        for stage in STAGES if folder not in done else ():
+            yield folder / f"{stage}.json", recipe(params, cell, stage)
+        done.add(folder)
+    yield Path("report.json"), {"code": fingerprint([f"{PACKAGE}report.build"], params.plugins)}
+
+
+def _asks(params: Params, extra: str, cell: Cell) -> bool:
+    return cell.method in getattr(params, extra).of
+
+
+def _homes(model: str, base: Objective | None = None) -> list[str]:
+    """The files that a model and an objective live in."""
+    homes = [MODELS[model].home] if model in MODELS else []
+    if base is not None and base.make is not None:
+        homes.append(base.make.__module__)
+    return _ours(homes)
+
+
+def _ours(names: list[str]) -> list[str]:
+    """Those of this package; a plugin counts as a file."""
+    return [name for name in names if name.startswith(PACKAGE)]

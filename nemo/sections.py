@@ -1,0 +1,154 @@
+"""The sections of params.yaml that every method shares (ours)."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+
+from nemo.fields import (
+    Count,
+    MethodName,
+    NonNegative,
+    PerFamily,
+    Positive,
+    Share,
+    Strict,
+    Whole,
+)
+from nemo.masking.selectors import SELECTORS
+from nemo.models.registry import MODELS, TIMM, Shape, check_model_name
+from nemo.models.shapes import TimmShape
+
+SOURCES = ("digits", "cifar10", "cifar100", "svhn", "folder:PATH")
+
+
+class DataSource(Strict):
+    """One data set: where it comes from, how it is split, and how training augments it."""
+
+    source: str
+    size: Annotated[int, Field(ge=8, le=512, strict=True)] | None = None
+    title: str | None = None
+    validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    seed: Whole = 0
+    flip: bool = False
+    crop: Whole = 0
+    memory: Positive | None = None  # GB; more than that stays in its file and is read by the batch
+
+    @field_validator("source")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in SOURCES[:-1] and not re.fullmatch(r"folder:.+", value):
+            raise ValueError(f"unknown source {value!r}; accepted: {', '.join(SOURCES)}")
+        return value
+
+
+class Architectures(Strict):
+    """The shape of each model; a `timm/NAME` may stand here too."""
+
+    model_config = Strict.model_config | {"extra": "allow"}
+    __pydantic_extra__: dict[str, TimmShape]
+
+    @model_validator(mode="after")
+    def _known_models(self) -> Self:
+        for name in self.__pydantic_extra__ or {}:
+            check_model_name(name)
+        return self
+
+    def of(self, model: str) -> Shape:
+        """The shape that params give a model, or its full size."""
+        if model.startswith(TIMM):
+            return (self.__pydantic_extra__ or {}).get(model, TimmShape())
+        shape: Shape | None = getattr(self, model)
+        return MODELS[model].shape() if shape is None else shape
+
+
+def architectures() -> type[Architectures]:
+    """The section `architecture`, with a key for every registered model."""
+    fields = {name: (model.shape | None, None) for name, model in MODELS.items()}
+    made: type[Architectures] = create_model("Architectures", __base__=Architectures, **fields)  # type: ignore[call-overload]
+    return made
+
+
+class Recipe(Strict):
+    """How weights are trained; the learning rate falls along a cosine, per epoch, to 0."""
+
+    epochs: PerFamily[Count]
+    batch_size: Annotated[int, Field(ge=2, strict=True)]  # of all processes together
+    processes: Count = 1
+    cuda_graphs: bool = False  # on CUDA, a step's forward and backward pass as one launch
+    optimizer: PerFamily[Literal["sgd", "adamw"]]
+    lr: PerFamily[Positive]
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # of sgd
+    weight_decay: PerFamily[NonNegative]
+    watch_test: bool = False  # test accuracy of every epoch; it decides nothing
+
+    @field_validator("processes")
+    @classmethod
+    def _share_batches(cls, processes: int, info: ValidationInfo) -> int:
+        images = info.data.get("batch_size", processes)
+        if images % processes:
+            raise ValueError(f"{processes} processes do not share batch_size {images} evenly")
+        return processes
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _record_one_process(cls, graphs: bool, info: ValidationInfo) -> bool:
+        if graphs and info.data.get("processes", 1) > 1:
+            raise ValueError("true, where several processes share a batch; accepted: false")
+        return graphs
+
+
+class TrainParams(Recipe):
+    amp: bool
+    channels_last: bool
+
+
+class FinetuneParams(Recipe):
+    t_max: PerFamily[Count] | None = None  # length of the cosine; None is the number of epochs
+    head: Literal["inherit", "new"]
+    recalibrate_bn: bool
+
+    @model_validator(mode="after")
+    def _cosine_falls(self) -> Self:
+        for family in ("cnn", "transformer"):
+            epochs = self.epochs.of(family)
+            if self.t_max is not None and self.t_max.of(family) < epochs:
+                raise ValueError(f"t_max: the cosine would rise again; accepted: {epochs} or more")
+        return self
+
+
+class MaskParams(Strict):
+    """Which selector makes the class masks; the other keys are the selector's own."""
+
+    selector: str = "frequency"
+
+
+def mask_params(selector: str) -> type[MaskParams]:
+    """The section `masks` for a selector.
+
+    Raises:
+        ValueError: there is no such selector.
+    """
+    bases: Any = (MaskParams, SELECTORS.named(selector).params)
+    return cast("type[MaskParams]", create_model("MaskParams", __base__=bases))
+
+
+class Of(Strict):
+    """Something more to measure: `of` are the methods for which it is."""
+
+    of: list[MethodName] = Field(default_factory=list)
+
+
+class AlternativesParams(Of):
+    kinds: list[str] = Field(default_factory=list)
+
+
+class ThresholdsParams(Of):
+    values: list[Share] = Field(default_factory=lambda: [tenth / 10 for tenth in range(1, 10)])
+
+
+class GranularityParams(Of):
+    subsets: list[str] = Field(default_factory=lambda: ["all"])
+    thresholds: list[Share] = Field(default_factory=lambda: [0.5, 0.9])
