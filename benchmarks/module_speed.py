@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nemo.config import CnnShape
+from nemo.models.shapes import CnnShape
 from nemo.cost import count_flops, count_parameters
 from nemo.cut import decompose
 from nemo.masking.sites import find_sites

@@ -20,13 +20,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nemo.config import CnnShape, VitShape
 from nemo.device import repeatable
 from nemo.masking.generators import modularize
+from nemo.masking.objectives.nemo import LossParams, contrastive
 from nemo.models import build_model
 from nemo.models.registry import Shape
+from nemo.models.shapes import CnnShape, VitShape
 from nemo.training.fit import Gradients, Plan, RecordedGradients
-from nemo.training.tasks import Task, contrastive_penalty, cross_entropy
+from nemo.training.tasks import Task, cross_entropy
 
 FORMS = {  # AMP, and whether the step is a CUDA graph
     "cpu": ((False, False),),
@@ -61,7 +62,8 @@ def make_step(
     model.to(device)
     images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last).to(device)
     labels = torch.arange(batch, device=device) % 10
-    task = Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation") if modular else None)
+    penalty = contrastive(LossParams(alpha=1.0, tau=0.2, form="equation"), "cnn")  # type: ignore[arg-type]
+    task = Task(cross_entropy, penalty if modular else None)
     plan = Plan(1, "sgd", 0.01, 0.9, 0.0, 1)
     return stepper(model, task, plan, images, labels, amp, recorded)
 

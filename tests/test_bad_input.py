@@ -30,16 +30,18 @@ from torch import nn
 
 import nemo
 from nemo.cli.main import cli
-from nemo.config import CnnShape
 from nemo.cut import DecomposedModule
 from nemo.data import Batches, Split
 from nemo.device import resolve_device
 from nemo.masking.class_masks import ClassMasks
+from nemo.masking.objectives import OBJECTIVES
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.fit import Plan, fit
-from nemo.training.tasks import Task, contrastive_penalty, cross_entropy, mwt_penalty
+from nemo.training.tasks import Task, cross_entropy
 from tests.test_config import DEFAULT
+from tests.training.test_tasks import mwt_penalty, nemo_penalty
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 5.0  # of CPU time, which other processes on the machine do not lengthen
@@ -874,11 +876,11 @@ API: dict[str, tuple[Callable[[], object], str]] = {
         "loss, task is not finite; try a smaller lr",
     ),
     "NeMo's training diverges": (
-        lambda: diverging(Task(cross_entropy, contrastive_penalty(1.0, 0.2, "equation"))),
+        lambda: diverging(Task(cross_entropy, nemo_penalty(1.0, 0.2), OBJECTIVES["nemo"].remedy)),
         "try a smaller lr, a smaller loss.alpha or a larger loss.tau",
     ),
     "MwT's training diverges": (
-        lambda: diverging(Task(cross_entropy, mwt_penalty(1.0, 1.0))),
+        lambda: diverging(Task(cross_entropy, mwt_penalty(1.0, 1.0), OBJECTIVES["mwt"].remedy)),
         "try a smaller lr or smaller mwt.alpha and mwt.beta",
     ),
 }

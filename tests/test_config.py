@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo.config import ParamsError, load_params
+from nemo.config import load_params
+from nemo.fields import ParamsError
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 import nemo
 from nemo.cells import Cell
-from nemo.config import Params, ParamsError
+from nemo.config import check_params
 from nemo.data import Batches, load, prepare
 from nemo.evaluation.modular import load_class_masks, measure_masks
+from nemo.fields import ParamsError
 from nemo.masking.class_masks import class_masks
 from nemo.masking.losses import contrastive_loss, mwt_terms
 from nemo.models import build_model
@@ -51,7 +52,7 @@ def params(device, amp=False, cuda_graphs=False):
     raw |= {"device": device, "models": list(SHAPES), "architecture": SHAPES}
     raw["train"] |= {"epochs": 2, "amp": amp, "cuda_graphs": cuda_graphs}
     raw["finetune"] |= {"epochs": 2, "cuda_graphs": cuda_graphs}
-    return Params.model_validate(raw)
+    return check_params(raw)
 
 
 @pytest.mark.parametrize("amp", [False, True])

@@ -1,6 +1,6 @@
-"""dvc.yaml against the code: what each stage reads, and what a change of params re-runs."""
+"""dvc.yaml and the plan: what a change of params or of code re-runs, and nothing else."""
 
-import ast
+import json
 import os
 import re
 import shutil
@@ -11,114 +11,60 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo.cells import Cell
+from nemo.config import load_params
+from nemo.fingerprint import code_behind, fingerprint
+from nemo.recipe import recipe
+
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SEVEN = {"prepare", "train", "masks", "decompose", "finetune", "evaluate", "report"}
-# Code that moves results without deciding them: the typed edge of params (their values are
-# tracked), files and paths, the device, checkpoints (resuming changes nothing), the MLflow view.
-PLUMBING = {"cli", "config.py", "device.py", "files.py", "layout.py", "locks.py", "tracking"}
-PLUMBING |= {
-    "__init__.py",
-    "training/__init__.py",
-    "training/checkpoint.py",
-    "evaluation/__init__.py",
-}
-CUTTING = {"decompose", "finetune", "evaluate"}  # the stages whose results depend on subsets
-MODULAR_ONLY = {"identifier.py", "losses.py", "sites.py"}  # what a standard training never runs
+MORE = {"plan", "plugin", "alternatives", "gap", "granularity", "thresholds"}
+MODELS = ("resnet18", "vit_small")
+VARIANTS = """variants:
+  tau-0.1: {method: nemo, loss.tau: 0.1}
+  wide: {method: nemo, loss.form: released}
+"""
 
 
-def is_plumbing(name):
-    return bool(PLUMBING & {name, name.split("/")[0]})
-
-
-def command_of(stage):
-    return stage.split("_")[0]
-
-
-def module_file(name):
-    """`nemo.a.b` -> a/b.py or a/b/__init__.py, relative to nemo/, or None."""
-    path = ROOT / Path(*name.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.exists() and name.startswith("nemo"):
-            return file
-    return None
-
-
-def imports(tree, package):
-    """Files of nemo that the code imports, anywhere in it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nemo"):
-            for alias in node.names:  # a submodule, or a name of the package
-                yield module_file(f"{node.module}.{alias.name}") or module_file(node.module)
-            parts = node.module.split(".")  # importing a.b.c runs a and a.b as well
-            yield from (module_file(".".join(parts[: i + 1])) for i in range(len(parts)))
-        elif isinstance(node, ast.Import):
-            yield from (module_file(a.name) for a in node.names if a.name.startswith("nemo"))
-
-
-def code_behind(command):
-    """Every file of nemo that a command's function imports, directly or not."""
-    source = ast.parse((ROOT / "nemo/cli/stages.py").read_text())
-    if command == "report":
-        source = ast.parse((ROOT / "nemo/cli/views.py").read_text())
-    helpers = {n.name: n for n in source.body if isinstance(n, ast.FunctionDef)}
-    wanted = [helpers[command]]
-    names = {n.id for n in ast.walk(wanted[0]) if isinstance(n, ast.Name)}  # called or handed on
-    wanted += [helpers[name] for name in names - {command} if name in helpers]
-    todo = [file for tree in wanted for file in imports(tree, "nemo") if file]
-    found = set()
-    while todo:
-        file = todo.pop()
-        name = str(file.relative_to(ROOT / "nemo"))
-        if file not in found and not is_plumbing(name):
-            found.add(file)
-            todo += [f for f in imports(ast.parse(file.read_text()), "nemo") if f]
-    return {str(file.relative_to(ROOT / "nemo")) for file in found}
-
-
-def declared(stage):
-    """Files of nemo among a stage's dependencies."""
-    files = set()
-    for dep in STAGES[stage]["deps"]:
-        path = ROOT / dep
-        if dep.startswith("nemo/"):
-            found = path.rglob("*.py") if path.is_dir() else [path]
-            files |= {str(file.relative_to(ROOT / "nemo")) for file in found}
-            assert path.exists(), dep
-    return files
-
-
-def test_the_stages_are_the_seven():
-    assert {command_of(stage) for stage in STAGES} == SEVEN
-    assert {p.stem for p in (ROOT / "stages").glob("*.py")} == SEVEN | {"__init__", "common"}
+def test_the_seven_stages_are_there_and_each_calls_its_file():
+    assert set(STAGES) == SEVEN | MORE
     for stage, block in STAGES.items():
-        assert block["cmd"].startswith(f"python -m stages.{command_of(stage)}")
+        block = block.get("do", block)
+        name = re.match(r"python -m stages\.(\w+)", block["cmd"])[1]
+        assert name in (stage, "extra")
+        assert (ROOT / "stages" / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_declares_the_code_that_decides_its_result(stage):
-    behind = code_behind(command_of(stage))
-    if stage == "train_standard":
-        behind -= MODULAR_ONLY
-    if stage != "prepare":  # what it made is a dependency itself, with its hash
-        used = {"data/batches.py"} | ({"data/subsets.py"} if stage in CUTTING else set())
-        behind = {f for f in behind if not f.startswith("data/") or f in used}
-    assert declared(stage) == behind
+def test_no_stage_lists_code_but_the_plan():
+    for stage, block in STAGES.items():
+        code = [dep for dep in block.get("deps", []) if dep.startswith(("nemo", "stages"))]
+        assert code == (["nemo"] if stage == "plan" else []), stage
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """The pipeline with everything 'made': every output a small file, committed to dvc.lock."""
+    """The pipeline with everything 'made': the plan, and every output a small file in dvc.lock."""
     root = tmp_path_factory.mktemp("project")
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    for name in ("nemo", "stages"):
+    text = (root / "params.yaml").read_text()
+    methods = "methods: [standard, mwt, nemo, tau-0.1, wide]"
+    text = text.replace("methods: [standard, mwt, nemo]", methods)
+    text = re.sub(r"variants: \{\}.*\n", VARIANTS, text)
+    text = text.replace("plugins: []", "plugins: [mine.py]")
+    assert VARIANTS in text
+    (root / "params.yaml").write_text(text)
+    (root / "mine.py").write_text('"""A file of the user\'s own."""\nX = 1\n')
+    for name in ("nemo", "stages", "plugins"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    planned = dvc(root, "repro", "plan")
+    assert (root / "plan/report.json").is_file(), planned
     for name, outs in outputs(root).items():
-        for out in outs:
+        for out in outs if name != "plan" and not name.startswith("plugin@") else ():
             path = root / out
             if path.suffix != ".json":
                 path = path / "file"
@@ -129,7 +75,8 @@ def project(tmp_path_factory):
 
 
 def dvc(root, *arguments):
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # stages call `python`
+    environment = {**os.environ, "PATH": here, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=root, env=environment, capture_output=True, text=True, timeout=240,
@@ -142,53 +89,102 @@ def outputs(root):
     return {name: [o.rstrip(",") for o in outs] for name, _, *outs in lines}
 
 
-def rerun(project, key, old, new):
-    """The stages that a change of a line of params.yaml makes DVC run, without those downstream."""
-    file = project / "params.yaml"
-    text = file.read_text()
-    assert old in text, key
+def rerun(project, file, old, new):
+    """The stages that a change of a file makes DVC run, without those downstream of them."""
+    path = project / file
+    text = path.read_text()
+    assert old in text
     try:
-        file.write_text(text.replace(old, new, 1))
+        path.write_text(text.replace(old, new, 1))
+        planned = dvc(project, "repro", "plan")
+        assert "ERROR" not in planned, planned
         out = dvc(project, "repro", "--dry", "--keep-going")
     finally:
-        file.write_text(text)
+        path.write_text(text)
+        dvc(project, "repro", "plan")
     return set(re.findall(r"Running stage '([^']+)'", out)), out
+
+
+def cells(stage, *methods, models=MODELS, subset=""):
+    ends = [f"-{subset}" if subset else ""]
+    return {f"{stage}@digits-{model}-{method}-0{end}"
+            for model in models for method in methods for end in ends}  # fmt: skip
 
 
 def test_nothing_runs_twice(project):
     assert "Running stage" not in dvc(project, "repro", "--dry")
 
 
-def test_tau_reruns_exactly_the_nemo_cells(project):
-    stages, _ = rerun(project, "loss.tau", "tau: 0.2", "tau: 0.5")
-    expected = {f"train_nemo@digits-{model}-0" for model in ("resnet18", "vit_small")}
+def test_tau_reruns_the_nemo_cells_and_the_variants_that_do_not_override_it(project):
+    stages, _ = rerun(project, "params.yaml", "tau: 0.2", "tau: 0.5")
+    assert stages == cells("train", "nemo", "wide") | {"report"}
+
+
+def test_a_value_for_one_family_reruns_its_models_alone(project):
+    stages, _ = rerun(project, "params.yaml", "alpha: {cnn: 2.0", "alpha: {cnn: 1.5")
+    expected = cells("train", "nemo", "tau-0.1", "wide", models=["resnet18"])
     assert stages == expected | {"report"}
 
 
 def test_mwts_weights_rerun_exactly_the_mwt_cells(project):
-    stages, _ = rerun(project, "mwt.beta", "beta: {cnn: 1.5", "beta: {cnn: 1.0")
-    expected = {f"train_mwt@digits-{model}-0" for model in ("resnet18", "vit_small")}
-    assert stages == expected | {"report"}
+    stages, _ = rerun(project, "params.yaml", "beta: {cnn: 1.5", "beta: {cnn: 1.0")
+    assert stages == cells("train", "mwt", models=["resnet18"]) | {"report"}
+
+
+def test_a_variant_reruns_itself(project):
+    stages, _ = rerun(project, "params.yaml", "loss.tau: 0.1", "loss.tau: 0.15")
+    assert stages == cells("train", "tau-0.1") | {"report"}
 
 
 def test_a_new_subset_reruns_no_training(project):
-    stages, out = rerun(project, "subsets", "subsets: [0+1,", "subsets: [2+3, 0+1,")
-    cut = {
-        f"decompose@digits-{model}-{method}-0-2+3"
-        for model in ("resnet18", "vit_small")
-        for method in ("mwt", "nemo")
-    }
-    assert cut <= stages
+    stages, out = rerun(project, "params.yaml", "subsets: [0+1,", "subsets: [2+3, 0+1,")
+    assert cells("decompose", "mwt", "nemo", subset="2+3") <= stages
     assert not any(stage.startswith(("prepare", "train", "masks")) for stage in stages), out
     assert not any("0-4" in stage for stage in stages)
 
 
-def test_leaving_mwt_out_touches_no_other_training(project):
-    stages, _ = rerun(
-        project, "methods", "methods: [standard, mwt, nemo]", "methods: [standard, nemo]"
-    )
-    trained = {stage for stage in stages if stage.startswith("train")}
-    assert trained == {f"train_mwt@digits-{model}-0" for model in ("resnet18", "vit_small")}
+def test_leaving_a_method_out_trains_nothing(project):
+    old, new = "[standard, mwt, nemo, tau-0.1, wide]", "[standard, nemo, tau-0.1, wide]"
+    stages, _ = rerun(project, "params.yaml", old, new)
+    assert stages == {"report"}
+
+
+def test_a_docstring_of_a_loss_reruns_nothing(project):
+    file = "nemo/masking/losses.py"
+    stages, _ = rerun(project, file, "MwT's loss (arXiv", "The loss of MwT (arXiv")
+    assert stages == set()
+
+
+def test_the_code_of_a_loss_reruns_what_it_decides(project):
+    stages, _ = rerun(project, "nemo/masking/losses.py", ".clamp(min=1)", ".clamp(min=1.0)")
+    assert stages == cells("train", "mwt", "nemo", "tau-0.1", "wide") | {"report"}
+
+
+def test_the_code_of_the_cutter_retrains_nothing(project):
+    stages, _ = rerun(project, "nemo/cut/verify.py", "SEED = 20250805", "SEED = 20250806")
+    assert {stage.split("@")[0] for stage in stages} == {"decompose", "report"}
+    assert not any("standard" in stage for stage in stages)
+
+
+def test_a_plugin_is_a_dependency_of_every_stage(project):
+    stages, _ = rerun(project, "mine.py", "X = 1", "X = 2")
+    assert cells("train", "standard", "mwt", "nemo", "tau-0.1", "wide") <= stages
+    assert cells("evaluate", "standard", "nemo") <= stages
+    comment, _ = rerun(project, "mine.py", "X = 1", "X = 1  # one")
+    assert comment == set()
+
+
+def test_a_recipe_holds_the_code_and_the_params_that_a_stage_uses():
+    params = load_params(ROOT / "params.yaml")
+    made = recipe(params, Cell("digits", "resnet18", "nemo", 0), "train")
+    assert made["settings"]["loss.tau"] == 0.2
+    assert made["settings"]["loss.alpha"] == 2.0
+    assert "train.processes" not in made["settings"]  # how many share the work decides nothing
+    assert recipe(params, Cell("digits", "resnet18", "standard", 0), "masks") is None
+    behind = code_behind(["nemo.masking.objectives.nemo"])
+    assert {"nemo.masking.losses", "nemo.masking.objectives.nemo"} <= behind
+    assert "nemo.masking.objectives.mwt" not in behind
+    assert len(fingerprint(["nemo.predict"])) == 64
 
 
 def test_a_stage_says_in_one_line_what_is_wrong_with_the_params(tmp_path):
@@ -204,3 +200,8 @@ def test_a_stage_says_in_one_line_what_is_wrong_with_the_params(tmp_path):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("nemo: params.yaml: loss.tau: ")
+
+
+def test_the_plan_is_readable_json(project):
+    file = project / "plan/digits/vit_small/tau-0.1/train.json"
+    assert json.loads(file.read_text())["settings"]["loss.tau"] == 0.1

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from nemo.cells import Cell, cells
-from nemo.config import Params, load_params
+from nemo.config import check_params, load_params
 from nemo.data.prepared import Prepared, Split
 from nemo.training.cell import train_cell
 
 PAPER = load_params("profiles/paper.yaml")
-ONE_STEP = Params.model_validate(
+ONE_STEP = check_params(
     PAPER.model_dump() | {"train": PAPER.train.model_dump() | {"epochs": 1}, "device": "cpu"}
 )
 # the data sets differ in their images alone; a test of every pair would repeat each step

@@ -32,7 +32,7 @@ from nemo.masking.generators import Modular
 from nemo.models import build_model, family_of
 from nemo.module.files import load
 from nemo.predict import accuracy, predict
-from nemo.training.cell import load_cell, weights_sha256
+from nemo.trained import load_cell, weights_sha256
 from nemo.training.finetune import finetune
 
 STEPS = 12  # of the bisections for a size

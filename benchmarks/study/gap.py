@@ -22,7 +22,7 @@ from nemo.device import resolve_device
 from nemo.masking.class_masks import mask_frequency, masks_from_frequency, sample_bits
 from nemo.masking.generators import Modular
 from nemo.predict import accuracy, predict
-from nemo.training.cell import load_cell
+from nemo.trained import load_cell
 from nemo.training.finetune import recalibrate_bn, training_batches
 
 LOW = 0.5

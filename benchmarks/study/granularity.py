@@ -26,7 +26,7 @@ from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
 from nemo.masking.class_masks import SubsetMasks, mask_frequency, masks_from_frequency, sample_bits
 from nemo.masking.generators import Modular
-from nemo.training.cell import load_cell
+from nemo.trained import load_cell
 
 THRESHOLDS = (0.5, 0.9)
 SUBSETS = (*PAIRS, "all")

@@ -33,7 +33,7 @@ from nemo.files import write_json
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model, family_of
 from nemo.module.files import load
-from nemo.training.cell import load_cell, weights_sha256
+from nemo.trained import load_cell, weights_sha256
 from nemo.training.fit import Plan
 from nemo.training.tasks import Task, cross_entropy, make_task
 

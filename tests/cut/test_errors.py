@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import nemo
-from nemo.config import CnnShape
 from nemo.cut import ExactnessError, decompose, decomposer
 from nemo.cut.rewrite import Builder
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape
 from tests.cut.helpers import random_masks, randomise
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from nemo.config import CnnShape, VitShape
 from nemo.cut import DecomposedModule, decompose
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape, VitShape
 from tests.cut.helpers import assert_same, random_masks, randomise
 
 SMALL_VIT = VitShape(dim=48, depth=4, heads=2, patch=8)

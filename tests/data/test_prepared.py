@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from nemo.config import DataSource
 from nemo.data import DataError, Prepared, load, prepare, read_meta
 from nemo.data.sources import load_source
+from nemo.sections import DataSource
 
 DIGITS = DataSource(source="digits", crop=2)
 

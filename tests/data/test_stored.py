@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from nemo.config import DataSource
 from nemo.data import Augment, Batches, DataError, load, prepare
 from nemo.data.images import RawSplit
 from nemo.data.stored import StoredImages, write_arrays
+from nemo.sections import DataSource
 
 TINY = 1e-6  # GB: less than any file here
 
@@ -93,7 +93,7 @@ import hashlib, json, sys
 from pathlib import Path
 import torch
 from PIL import Image
-from nemo.config import DataSource
+from nemo.sections import DataSource
 from nemo.data import Batches, load, prepare
 
 torch.set_num_threads(1)

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 import nemo.module.export as exporting
 from nemo.cli.main import cli
-from nemo.config import CnnShape, VitShape
 from nemo.cut import DecomposedModule, decompose
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape, VitShape
 from nemo.module.export import FORMATS, ExportError, export
 from nemo.module.files import ArtefactError, load, save
 from tests.cut.helpers import random_masks, randomise

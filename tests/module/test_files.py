@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import nemo.module.files as artefact
-from nemo.config import CnnShape, VitShape
 from nemo.cut import DecomposedModule, decompose
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape, VitShape
 from nemo.module.files import ArtefactError, load, save
 from tests.cut.helpers import random_masks, randomise
 

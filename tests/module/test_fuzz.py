@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from nemo.config import CnnShape, VitShape
 from nemo.cut import decompose
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape, VitShape
 from nemo.module.files import ArtefactError, load, save
 from tests.cut.helpers import random_masks, randomise
 from tests.test_artefact import forge

@@ -7,10 +7,11 @@ from click.testing import CliRunner
 
 import nemo
 from nemo.cli.main import cli
-from nemo.config import CnnShape, DataSource
 from nemo.data import load, prepare
 from nemo.models import build_model
+from nemo.models.shapes import CnnShape
 from nemo.module.union import Calibration, apply, calibrate, check_mergeable
+from nemo.sections import DataSource
 from tests.cut.helpers import random_masks, randomise
 
 HOW = [

@@ -17,9 +17,10 @@ from torch import nn
 import nemo
 from nemo.cli.launch import launch
 from nemo.cli.main import cli
-from nemo.config import ParamsError, check_params
+from nemo.config import check_params
 from nemo.data import Augment, Batches
 from nemo.distributed import is_main, rank_and_world_size
+from nemo.fields import ParamsError
 from nemo.masking.generators import modularize
 from nemo.models import build_model
 from nemo.predict import predict
@@ -67,7 +68,8 @@ def train(params, name, method, epochs=EPOCHS, checkpoint=None):
     dtype = torch.float64 if name in IN_FLOAT64 else torch.float32
     optimizer = "adamw" if name in IN_FLOAT64 and method == "nemo" else "sgd"
     teacher = build("resnet18", "standard").float() if name == "deit_small" else None
-    task, losses = make_task(params, method, "cnn", teacher), []
+    base = params.base_of(method)
+    task, losses = make_task(base, params.section(base.section), "cnn", teacher), []
 
     def recorded(network, images, labels):
         parts = task(network, images.to(dtype), labels)

@@ -3,15 +3,9 @@ import torch
 import torch.nn.functional as F
 
 import nemo
+from nemo.masking.objectives import OBJECTIVES
 from nemo.models import build_model
-from nemo.training.tasks import (
-    Distillation,
-    Task,
-    _mask_health,
-    contrastive_penalty,
-    cross_entropy,
-    mwt_penalty,
-)
+from nemo.training.tasks import Distillation, Task, _mask_health, cross_entropy
 from tests.test_models import SMALL
 
 
@@ -21,6 +15,17 @@ def batch():
     return torch.randn(8, 3, 16, 16), torch.arange(8) % 4
 
 
+def nemo_penalty(alpha, tau, form="equation"):
+    settings = {"alpha": alpha, "tau": tau, "form": form}
+    objective = OBJECTIVES["nemo"]
+    return objective.make(objective.params.model_validate(settings), "cnn")
+
+
+def mwt_penalty(alpha, beta):
+    objective = OBJECTIVES["mwt"]
+    return objective.make(objective.params.model_validate({"alpha": alpha, "beta": beta}), "cnn")
+
+
 def modular():
     torch.manual_seed(0)
     return nemo.modularize(build_model("resnet18", 4, 16, SMALL["resnet18"])).eval()
@@ -28,7 +33,7 @@ def modular():
 
 def test_nemo_adds_alpha_times_the_contrastive_loss(batch):
     model, (images, labels) = modular(), batch
-    parts = Task(cross_entropy, contrastive_penalty(1.5, 0.3, "released"))(model, images, labels)
+    parts = Task(cross_entropy, nemo_penalty(1.5, 0.3, "released"))(model, images, labels)
     logits, masks = model(images)
     contrast = nemo.contrastive_loss(masks, labels, 0.3, "released")
     torch.testing.assert_close(parts["contrast"], contrast)
