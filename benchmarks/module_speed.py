@@ -31,12 +31,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nemo.models.shapes import CnnShape
 from nemo.cost import count_flops, count_parameters
 from nemo.cut import decompose
 from nemo.masking.sites import find_sites
 from nemo.models import build_model
 from nemo.models.registry import Shape
+from nemo.models.shapes import CnnShape
 
 MODELS = ("vgg16", "resnet18", "vit_small")
 ROUNDS = {1: 41, 128: 7}  # by batch

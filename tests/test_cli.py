@@ -1,5 +1,6 @@
 """The whole pipeline, shrunken but real, through the commands that its stages call."""
 
+import copy
 import json
 import shutil
 import sys
@@ -13,13 +14,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
-from nemo.cli import stages
+from nemo.cells import Layout
 from nemo.cli.main import cli
-from nemo.config import Params
+from nemo.config import Params, check_params
 from nemo.data import Batches, load
 from nemo.data.stored import StoredImages
+from nemo.pipeline.inputs import images
+from nemo.results import read_result
+from nemo.settings import fits
 from tests.test_config import DEFAULT
-from tests.test_pipeline import STAGES
 
 TINY = {
     **DEFAULT,
@@ -33,8 +36,12 @@ TINY = {
     "train": {**DEFAULT["train"], "epochs": 2},
     "finetune": {**DEFAULT["finetune"], "epochs": 1},
 }
-# read to choose or to check early, without deciding what is computed from given inputs
-CHOOSE = {"device", "subsets", "data", "datasets", "models", "profile"}
+# read to choose what is computed, or to check early; they decide nothing of a given cell
+CHOOSE = {
+    *("device", "subsets", "data", "datasets", "models", "profile", "seeds", "methods"),
+    *("variants", "plugins", "alternatives", "gap", "granularity", "thresholds"),
+}
+EDGE = ("nemo.config", "nemo.settings", "nemo.recipe")  # they read everything, for all stages
 
 
 @pytest.fixture(scope="module")
@@ -44,67 +51,77 @@ def project(tmp_path_factory):
     (root / "params.yaml").write_text(yaml.safe_dump(TINY))
     patch = pytest.MonkeyPatch()
     patch.chdir(root)
-    read: dict[str, set[str]] = {}
-    current: list[str] = []
+    read: dict[tuple[str, str], set[str]] = {}
+    current: list[tuple[str, str]] = []
     original = Params.__getattribute__
 
     def recording(self, name):
-        reader = sys._getframe(1).f_globals["__name__"]  # the params' own checks read everything
-        if name in Params.model_fields and current and reader != "nemo.config":
-            read.setdefault(current[0], set()).add(name)
+        if name in type(self).model_fields and current:
+            reader = sys._getframe(1).f_globals["__name__"]
+            if reader not in EDGE:
+                read.setdefault(current[0], set()).add(name)
         return original(self, name)
 
-    def call(stage, *arguments):
-        current[:] = [stage]
-        result = CliRunner().invoke(cli, [stage.split("_")[0], *arguments], catch_exceptions=False)
+    def section(self, name):
+        if current and name is not None:
+            read.setdefault(current[0], set()).add(name)
+        return None if name is None else original(self, name)
+
+    def call(stage, *arguments, method=""):
+        current[:] = [(stage, method)]
+        result = CliRunner().invoke(cli, [stage, *arguments], catch_exceptions=False)
         current.clear()
         assert result.exit_code == 0, result.output
 
     patch.setattr(Params, "__getattribute__", recording)
+    patch.setattr(Params, "section", section)
+    call("plan")
     call("prepare", "--dataset", "digits")
     for model in TINY["models"]:
         for method in TINY["methods"]:
             cell = ["--dataset", "digits", "--model", model, "--method", method]
-            call(f"train_{method}", *cell)
+            call("train", *cell, method=method)
             if method != "standard":
-                call("masks", *cell)
+                call("masks", *cell, method=method)
             for subset in TINY["subsets"] if method != "standard" else ():
-                call("decompose", *cell, "--subset", subset)
-                call("finetune", *cell, "--subset", subset)
-        call("evaluate", "--dataset", "digits", "--model", model)
+                call("decompose", *cell, "--subset", subset, method=method)
+                call("finetune", *cell, "--subset", subset, method=method)
+            call("evaluate", *cell, method=method)
     call("report")
     patch.undo()
     return root, read
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_declares_the_params_it_reads(project, stage):
-    declared = {key.split(".")[0] for key in STAGES[stage].get("params", [])}
-    read = project[1].get(stage, set())
-    if stage == "train_mwt":
-        declared -= {"methods"}  # read by the stage itself, to leave mwt out
-    if stage == "report":
-        assert declared == set(Params.model_fields) - {"device"}, "its page prints all of them"
-    else:
-        assert declared - CHOOSE == read - CHOOSE
+@pytest.mark.parametrize("method", TINY["methods"])
+@pytest.mark.parametrize("stage", ["train", "masks", "decompose", "finetune", "evaluate"])
+def test_the_plan_has_the_params_that_a_stage_reads(project, stage, method):
+    root, read = project
+    recipe = json.loads((root / f"plan/digits/resnet18/{method}/{stage}.json").read_text())
+    if recipe is None:
+        assert (stage, method) not in read
+        return
+    planned = {key.split(".")[0] for key in recipe["settings"]}
+    assert read.get((stage, method), set()) - CHOOSE <= planned
+    if stage != "evaluate":  # its file of results states all settings
+        assert planned - CHOOSE <= read.get((stage, method), set())
 
 
+@pytest.mark.parametrize("method", TINY["methods"])
 @pytest.mark.parametrize("model", TINY["models"])
-def test_the_files_agree_with_each_other(project, model):
+def test_the_files_agree_with_each_other(project, model, method):
     root, _ = project
-    evaluation = json.loads((root / f"evaluation/digits/{model}.json").read_text())
-    methods = [cell["method"] for cell in evaluation["cells"]]
-    assert methods == ["standard", "mwt", "nemo"]
-    assert len(evaluation["modules"]) == 4
-    standard = evaluation["cells"][0]
-    for row in evaluation["modules"]:
-        cell = root / f"runs/digits/{model}/{row['method']}-0"
+    file = root / f"results/{TINY['profile']}/digits/{model}/{method}-0.json"
+    result = json.loads(file.read_text())
+    assert result["cell"] == {"dataset": "digits", "model": model, "method": method, "seed": 0}
+    assert read_result(file).cell.method == method
+    assert len(result["modules"]) == (0 if method == "standard" else 2)
+    assert set(result["subsets"]) == {"0+1", "all"}
+    assert result["subsets"]["all"] == pytest.approx(result["metrics"]["accuracy"])
+    for row in result["modules"]:
+        cell = root / f"runs/digits/{model}/{method}-0"
         module = nemo.load(cell / "modules" / row["subset"])
         assert module.classes == row["classes"]
         assert row["parameters"] == sum(p.numel() for p in module.parameters())
-        assert row["parameters_ratio"] == pytest.approx(
-            row["parameters"] / standard["parameters"], rel=1e-5
-        )
         assert 0 <= row["certificate"] <= 1e-9
         masks = load_file(cell / "masks/masks.safetensors")
         kept = sum(mask[row["classes"]].any(0).sum().item() for mask in masks.values())
@@ -112,6 +129,18 @@ def test_the_files_agree_with_each_other(project, model):
         assert row["nrr"] == pytest.approx(kept / total, rel=1e-5)
         tuned = nemo.load(cell / "finetuned" / row["subset"])
         assert set(tuned.info["finetuned"]) >= {"best_epoch", "val_accuracy"}
+
+
+def test_a_result_states_the_params_that_made_it(project):
+    file = project[0] / f"results/{TINY['profile']}/digits/resnet18/nemo-0.json"
+    result = read_result(file)
+    assert result.params["loss.tau"] == TINY["loss"]["tau"]
+    assert result.params["loss.alpha"] == TINY["loss"]["alpha"]["cnn"]
+    assert result.made["trained"]["machine"] == result.made["evaluated"]["machine"]
+    params = check_params(copy.deepcopy(TINY))
+    assert fits(result, params) == []
+    other = check_params({**TINY, "loss": {**TINY["loss"], "tau": 0.7}})
+    assert fits(result, other) == ["made with loss.tau 0.2, and params have 0.7"]
 
 
 def test_the_base_model_of_a_modular_cell_loads_into_the_standard_one(project):
@@ -163,14 +192,14 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
     cut = CliRunner().invoke(cli, ["decompose", *arguments[1:], "--subset", "0+1"])
     assert "class masks of other weights; run `nemo masks` again" in cut.output
-    measured = CliRunner().invoke(cli, ["evaluate", *arguments[1:5]])
+    measured = CliRunner().invoke(cli, ["evaluate", *arguments[1:]])
     assert "a module of other weights; run `nemo decompose` again" in measured.output
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
 def test_no_file_names_a_machine_or_a_time(project):
     root, _ = project
-    for file in [*root.glob("runs/**/*.json"), *root.glob("evaluation/**/*.json")]:
+    for file in [*root.glob("runs/**/*.json"), *root.glob("results/**/*.json")]:
         assert str(root) not in file.read_text()
 
 
@@ -178,8 +207,8 @@ def test_data_above_the_cap_in_params_stays_in_its_file(project, monkeypatch):
     monkeypatch.chdir(project[0])
     for memory, kind in ((None, torch.Tensor), (1.0, torch.Tensor), (1e-6, StoredImages)):
         source = {**TINY["data"]["digits"], "memory": memory}
-        params = Params.model_validate({**TINY, "data": {"digits": source}})
-        assert isinstance(stages._data("digits", params).splits["train"].images, kind)
+        params = check_params({**TINY, "data": {"digits": source}})
+        assert isinstance(images(params, "digits", Layout()).splits["train"].images, kind)
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,32 @@ def evaluate(**names: Any) -> None:
     click.echo(f"evaluated {cell.name}: {evaluate.run(params, cell, Layout())}")
 
 
+@click.command()
+@_params
+def cells(params_file: str) -> None:
+    """List the commands that compute params.yaml's cells without DVC, one a line.
+
+    Several may run at once: nemo cells | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c @
+    """
+    params = load_params(params_file)
+    from nemo.cells import cells
+
+    given = "" if params_file == "params.yaml" else f" --params {shlex.quote(params_file)}"
+    for cell in cells(params):
+        names = f"--dataset {cell.dataset} --model {cell.model} --method {cell.method}"
+        click.echo(f"nemo run {names} --seed {cell.seed}{given}")
+
+
+@click.command()
+@_cell
+def run(**names: Any) -> None:
+    """Run all stages of a cell, one after the other: those whose results are not there."""
+    params, cell = _known(**names)
+    from nemo.pipeline import cell as stages
+
+    click.echo(f"results of {cell.name}: {stages.run(params, cell, Layout(), click.echo)}")
+
+
 def _extra(name: str) -> click.Command:
     @click.command(name, help=f"Measure {name} of a modular cell, as params.yaml asks for.")
     @_cell
@@ -141,7 +168,7 @@ def _extra(name: str) -> click.Command:
 
 
 COMMANDS = (
-    plan, prepare, train, masks, decompose, finetune, evaluate,
+    plan, prepare, train, masks, decompose, finetune, evaluate, cells, run,
     *(_extra(name) for name in EXTRAS),
 )  # fmt: skip
 

@@ -1,0 +1,80 @@
+"""All stages of one cell, one after the other and without DVC: several cells may run at once (ours).
+
+DVC holds a lock on what a stage reads, so that two `dvc repro` in one project stop each other. Here
+each step has a lock of its own, and is left out where its result is there and nothing that decides
+it has changed. `nemo cells` lists the commands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo.cells import Cell, Layout
+from nemo.config import EXTRAS, STANDARD, Params
+from nemo.files import read_json, write_json
+from nemo.locks import locked
+from nemo.pipeline import decompose, evaluate, extras, finetune, masks, prepare, train
+from nemo.recipe import preparation, recipe
+from nemo.results import result_file
+from nemo.training.checkpoint import checkpoints_root
+
+Say = Callable[[str], object]
+
+
+def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
+    """Compute what is missing of `cell`; returns its file of results."""
+    steps = _Steps(params, cell, layout, say)
+    steps.trained(cell)
+    if params.base_of(cell.method).modular:
+        steps.do("masks", layout.masks(cell), partial(masks.run, params, cell, layout))
+        for subset in params.subsets:
+            cut = partial(decompose.run, params, cell, subset, layout)
+            steps.do("decompose", layout.module(cell, subset), cut)
+            tune = partial(finetune.run, params, cell, subset, layout)
+            steps.do("finetune", layout.finetuned(cell, subset), tune)
+        for extra in (name for name in EXTRAS if cell.method in getattr(params, name).of):
+            if extra == "alternatives":  # they begin with the standard model
+                steps.trained(Cell(cell.dataset, cell.model, STANDARD, cell.seed))
+            measure = partial(extras.run, extra, params, cell, layout)
+            steps.do(extra, layout.extra(cell, extra).parent, measure)
+    out = result_file(layout.root, params.profile, cell)
+    steps.do("evaluate", out, partial(evaluate.run, params, cell, layout))
+    return out
+
+
+class _Steps:
+    """Runs what has not run, step by step; a step's digest holds those of all before it."""
+
+    def __init__(self, params: Params, cell: Cell, layout: Layout, say: Say) -> None:
+        self.params, self.cell, self.layout, self.say = params, cell, layout, say
+        self.digests: list[str] = [torch.__version__, params.device]
+
+    def trained(self, cell: Cell) -> None:
+        """The prepared images and the weights of `cell`."""
+        params, layout, dataset = self.params, self.layout, cell.dataset
+        decode = partial(prepare.run, params, dataset, layout)
+        self._do(preparation(params, dataset), layout.data(dataset), decode)
+        teach = partial(train.run, params, cell, layout)
+        self._do(recipe(params, cell, "train"), layout.train(cell), teach)
+
+    def do(self, stage: str, out: Path, step: Callable[[], Any]) -> None:
+        self._do(recipe(self.params, self.cell, stage), out, step)
+
+    def _do(self, made_of: Any, out: Path, step: Callable[[], Any]) -> None:
+        text = json.dumps([*self.digests, made_of, str(out)], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        name = hashlib.sha256(str(out).encode()).hexdigest()[:16]
+        done = checkpoints_root() / f"done-{name}.json"
+        with locked(done.with_suffix(".lock")):
+            if not (out.exists() and done.exists() and read_json(done) == digest):
+                self.say(f"{out}")
+                step()
+                write_json(done, digest)
+        self.digests.append(digest)

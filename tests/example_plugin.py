@@ -1,0 +1,55 @@
+"""One of each extension, from outside the package; docs/extending.md shows the same ones."""
+
+from pydantic import Field
+from torch import nn
+
+from nemo.fields import NonNegative, Strict
+from nemo.masking.class_masks import ClassMasks, mask_frequency
+from nemo.masking.objectives import objective
+from nemo.masking.selectors import selector
+from nemo.models import model
+
+
+class SparseParams(Strict):
+    weight: NonNegative
+
+
+@objective("sparse", label="sparse", section="sparse", params=SparseParams,
+           remedy=" or a smaller sparse.weight", pull="sparse.weight")  # fmt: skip
+def sparse(params, family):
+    """Masks are to be small: their mean value is added to the task loss."""
+
+    def penalty(masks, labels):
+        mean = sum(mask.mean() for mask in masks.values()) / len(masks)
+        return params.weight * mean, {"mask_mean": mean}
+
+    return penalty
+
+
+class TopParams(Strict):
+    share: float = Field(gt=0, le=1)
+
+
+@selector("top", params=TopParams)
+def top(observed, params):
+    """Each class keeps the same share of each layer: its most frequent neurons."""
+    frequency = mask_frequency(observed.bits())
+    masks = {}
+    for layer, often in frequency.items():
+        kept = often.topk(max(1, round(params.share * often.shape[1])), dim=1).indices
+        masks[layer] = (often * 0).scatter(1, kept, 1).bool()
+    return ClassMasks(masks, {})
+
+
+class MlpShape(Strict):
+    hidden: int = 64
+
+
+@model("small_cnn", "cnn", MlpShape)
+def small_cnn(num_classes, image_size, shape):
+    hidden = (shape or MlpShape()).hidden
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, num_classes),
+    )  # fmt: skip
