@@ -1,4 +1,4 @@
-"""All stages of one cell, one after the other and without DVC: several cells may run at once (ours).
+"""All stages of one cell, without DVC: several cells may be computed at once (ours).
 
 DVC holds a lock on what a stage reads, so that two `dvc repro` in one project stop each other. Here
 each step has a lock of its own, and is left out where its result is there and nothing that decides
