@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from nemo.calibration import recalibrate_bn
 from nemo.cut import decompose
 from nemo.data import Batches, Prepared
 from nemo.masking.generators import Modular
 from nemo.module.codec import encode
-from nemo.training.finetune import recalibrate_bn
 
 KEPT = 0.5  # of the neurons, by the rehearsal's masks
 IMAGES = 8

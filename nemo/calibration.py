@@ -1,0 +1,55 @@
+"""BatchNorm's statistics, estimated anew on the images that a module will see (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from nemo.data import Augment, Batches, Prepared
+from nemo.data.batches import Part
+
+
+@torch.no_grad()
+def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Estimate the running statistics of every BatchNorm anew, on these batches only.
+
+    A module's binary masks change what its layers receive; this moves no weight. The statistics
+    become plain averages over the batches, which should be those of a training: mixed, since the
+    images of one class vary less, and augmented, since the weights are used to that.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    training = module.training
+    module.eval()
+    for norm in norms:
+        norm.train()
+    for images, _ in batches:
+        if len(images) > 1:  # one image has no statistics where a map is a single pixel
+            module(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.train(training)
+
+
+def training_batches(
+    data: Prepared, batch_size: int, device: torch.device, seed: int, part: Part = (0, 1)
+) -> Batches:
+    """The training images shuffled and augmented, as a training sees them."""
+    return Batches(
+        data.splits["train"],
+        data.mean,
+        data.std,
+        batch_size,
+        device=device,
+        shuffle=True,
+        augment=Augment(flip=data.flip, crop=data.crop),
+        seed=seed,
+        part=part,
+    )
