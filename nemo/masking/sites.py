@@ -85,6 +85,11 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
     return sites
 
 
+def head_names(model: nn.Module, num_classes: int) -> list[str]:
+    """The classifier's last layers: one, or two in a distilled model."""
+    return [s.module for s in find_sites(model) if s.skip == HEAD and s.neurons == num_classes]
+
+
 def overwritable(model: nn.Module, sites: Sequence[Site], example: Tensor) -> set[str]:
     """The masked modules whose output nobody but the mask needs, so that it may write over it.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.cut import DecomposedModule, decompose
@@ -12,7 +10,7 @@ from nemo.evaluation.modular import load_class_masks
 from nemo.files import new_folder
 from nemo.masking.class_masks import retention_rate
 from nemo.masking.generators import Modular
-from nemo.masking.sites import HEAD, find_sites
+from nemo.masking.sites import head_names
 from nemo.models import family_of
 from nemo.module.files import save
 from nemo.trained import load_cell, weights_sha256
@@ -27,11 +25,12 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     parent = weights_sha256(trained)
     chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
     module = decompose(modular, chosen)
+    heads = head_names(modular.model, len(data["classes"]))
     about = {
         "cell": cell.name,
         "class_names": [data["classes"][c] for c in classes],
         "family": family_of(cell.model, modular.model),
-        "heads": _heads(modular.model, len(data["classes"])),
+        "heads": [name.replace(".", "_") for name in heads],
         "nrr": round(retention_rate(chosen), 6),
         "parent_sha256": parent,
         "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
@@ -40,12 +39,3 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     with new_folder(layout.module(cell, subset)) as folder:
         save(module, folder, about)
     return module
-
-
-def _heads(model: nn.Module, num_classes: int) -> list[str]:
-    """What the module calls the classifier's last layers: one, or two in a distilled model."""
-    return [
-        site.module.replace(".", "_")
-        for site in find_sites(model)
-        if site.skip == HEAD and site.neurons == num_classes
-    ]
