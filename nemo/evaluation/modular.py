@@ -68,15 +68,22 @@ def load_class_masks(folder: Path, layers: Iterable[str], parent_sha256: str) ->
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
-def _metrics(masks: ClassMasks, observed: Observed) -> dict[str, Any]:
+def cohesion_of(masks: ClassMasks, observed: Observed) -> float:
+    """How alike the samples of a class are inside its class mask, without a pass over the images
+    once their bits are there; see `nemo.masking.class_masks.cohesion`."""
     one = {"all": torch.cat(list(masks.values()), 1)}
     per_class = []
     for label in range(masks.num_classes):
         bits = observed.samples_of(label)
         per_class.append(cohesion({"all": bits}, torch.full((len(bits),), label), one))
+    return float(np.nanmean(per_class))
+
+
+def _metrics(masks: ClassMasks, observed: Observed) -> dict[str, Any]:
+    one = {"all": torch.cat(list(masks.values()), 1)}
     return {
         "class_nrr": one["all"].double().mean(1).tolist(),
-        "cohesion": float(np.nanmean(per_class)),
+        "cohesion": cohesion_of(masks, observed),
         "coupling": coupling(masks),
         "coupling_matrix": coupling_matrix(masks).tolist(),
         "layers": [
