@@ -24,7 +24,7 @@ PLUMBING = (
 )  # fmt: skip
 EXTENSIONS = (
     "nemo.masking.objectives", "nemo.masking.selectors", "nemo.models.cnn", "nemo.models.vit",
-    "nemo.alternatives",
+    "nemo.alternatives.kinds",
 )  # fmt: skip
 
 

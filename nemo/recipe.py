@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemo.alternatives import ALTERNATIVES
 from nemo.cells import Cell, cells
 from nemo.config import EXTRAS, Params
 from nemo.fields import Family
@@ -26,7 +27,7 @@ PACKAGE = "nemo."
 MEASURES = {
     "alternatives": "nemo.alternatives.compare",
     "gap": "nemo.evaluation.gap",
-    "granularity": "nemo.evaluation.granularity",
+    "granularity": "nemo.alternatives.granularity",
     "thresholds": "nemo.evaluation.thresholds",
 }
 # What a standard training imports and never runs.
@@ -78,14 +79,27 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
     elif stage == "finetune":
         values = flat({"finetune": own.finetune}, family)
     elif _asks(own, stage, cell):
-        section = getattr(own, stage).model_dump(exclude={"of"})
-        values = {stage: section, "subsets": own.subsets}
-        values |= flat({"masks": own.masks, "finetune": own.finetune}, family)
+        return measuring(own, cell, stage)
     else:
         return None
-    entries = [MEASURES.get(stage, f"{PACKAGE}pipeline.{stage}"), *_homes(cell.model)]
-    if stage in ("masks", "gap", "granularity"):
+    entries = [f"{PACKAGE}pipeline.{stage}", *_homes(cell.model)]
+    if stage == "masks":
         entries.append(SELECTORS.named(own.masks.selector).choose.__module__)
+    return {"settings": values, "code": fingerprint(_ours(entries), params.plugins, PREPARING)}
+
+
+def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
+    """What decides the rows of an extra, besides what earlier stages made, and seed.
+
+    Args:
+        params: those of the cell's method.
+    """
+    section = getattr(params, extra)
+    values = {extra: section.model_dump(exclude={"of"}), "subsets": params.subsets}
+    values |= flat({"masks": params.masks, "finetune": params.finetune}, family_named(cell.model))
+    entries = [MEASURES[extra], *_homes(cell.model)]
+    if extra == "alternatives":
+        entries += [ALTERNATIVES[kind].make.__module__ for kind in section.kinds]
     return {"settings": values, "code": fingerprint(_ours(entries), params.plugins, PREPARING)}
 
 

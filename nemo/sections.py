@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
+from nemo.alternatives import ALTERNATIVES
 from nemo.fields import (
     Count,
     MethodName,
@@ -143,6 +144,13 @@ class Of(Strict):
 
 class AlternativesParams(Of):
     kinds: list[str] = Field(default_factory=list)
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, kinds: list[str]) -> list[str]:
+        for kind in kinds:
+            ALTERNATIVES.named(kind)
+        return kinds
 
 
 class ThresholdsParams(Of):

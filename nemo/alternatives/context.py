@@ -1,0 +1,90 @@
+"""What an alternative is made from: one module's cell and class subset, and all that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from nemo.cells import Cell, Layout
+from nemo.config import STANDARD, Params
+from nemo.cost import count_parameters
+from nemo.data import Prepared, parse_subset
+from nemo.device import resolve_device
+from nemo.masking.generators import Modular
+from nemo.masking.sites import head_names
+from nemo.module.files import load
+from nemo.module.program import DecomposedModule
+from nemo.trained import load_cell
+
+STEPS = 12  # of the bisection for a size
+
+
+@dataclass(frozen=True)
+class Context:
+    """One module: its cell, its class subset, the params of its method, images and files."""
+
+    params: Params
+    cell: Cell
+    subset: str
+    data: Prepared
+    layout: Layout
+
+    def classes(self) -> list[int]:
+        return parse_subset(self.subset, self.data.classes)
+
+    def module(self) -> DecomposedModule:
+        """The module as cut, on the CPU."""
+        return load(self.layout.module(self.cell, self.subset))
+
+    def budget(self) -> int:
+        """The parameters of the module."""
+        return count_parameters(self.module())
+
+    def modular(self) -> Modular:
+        """The trained cell that the module was cut from, on the device of params."""
+        modular = load_cell(self.layout.train(self.cell)).to(resolve_device(self.params.device))
+        assert isinstance(modular, Modular), self.cell.name
+        return modular
+
+    def standard(self) -> nn.Module:
+        """The standard model of the same data, model and seed on the CPU, trainable, with only the
+        subset's rows of its classifier."""
+        model = load_cell(self.layout.train(replace(self.cell, method=STANDARD)))
+        model.requires_grad_(True)
+        rows = self.classes()
+        for name in head_names(model, len(self.data.classes)):
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear), name
+            linear.weight = nn.Parameter(linear.weight.detach()[rows].clone())
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias.detach()[rows].clone())
+            linear.out_features = len(rows)
+        return model
+
+    def largest(self, make: Callable[[float], nn.Module]) -> nn.Module:
+        """The model of the largest share in (0, 1] that has at most the module's parameters.
+
+        Raises:
+            ValueError: none has so few.
+        """
+        budget = self.budget()
+        found: nn.Module | None = make(1.0)
+        assert found is not None
+        if count_parameters(found) <= budget:
+            return found
+        low, high, found = 0.0, 1.0, None
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            model = make(middle)
+            if count_parameters(model) <= budget:
+                low, found = middle, model
+            else:
+                high = middle
+        if found is None:
+            raise ValueError(
+                f"{self.cell.name} {self.subset}: no smaller {self.cell.model} has at most the "
+                f"{budget} parameters of the module; leave this one out of alternatives.kinds"
+            )
+        return found
