@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.cut import decompose
-from nemo.cut.masking import masked_copy
+from nemo.cut.zeroing import masked_copy
 from nemo.masking.sites import find_sites
 
 MODELS: dict[str, str] = {

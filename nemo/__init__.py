@@ -7,10 +7,8 @@ first asked for, so that commands which only read results do not pay for torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# not lazily: the import system would put the package of that name in the function's place
-from nemo.cut import decompose
-
 if TYPE_CHECKING:
+    from nemo.cut import decompose
     from nemo.masking.class_masks import (
         ClassMasks,
         class_masks,
@@ -31,6 +29,7 @@ _HOME = {
     "cohesion": "masking.class_masks",
     "contrastive_loss": "masking.losses",
     "coupling": "masking.class_masks",
+    "decompose": "cut",
     "load": "module.files",
     "merge": "module.union",
     "modularize": "masking.generators",

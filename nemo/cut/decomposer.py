@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from nemo.cost import count_flops, count_parameters
-from nemo.cut.compact import drop_streams
-from nemo.cut.dead_norms import merge_dead
+from nemo.cut.builder import Builder
 from nemo.cut.facts import analyse
-from nemo.cut.heads import order_heads
-from nemo.cut.masking import by_module, masked_copy
-from nemo.cut.ops import rule_of
+from nemo.cut.passes.compact import drop_streams
+from nemo.cut.passes.dead_norms import merge_dead
+from nemo.cut.passes.heads import order_heads
+from nemo.cut.passes.split import split_projections
 from nemo.cut.plan import blocked, plan
-from nemo.cut.rewrite import Builder, assemble, rewrite
-from nemo.cut.split import split_projections
+from nemo.cut.rewrite import rewrite
+from nemo.cut.rules import rule_of
 from nemo.cut.trace import Traced, evaluate, trace
-from nemo.cut.verify import logits_of, verify
+from nemo.cut.verify import verify
+from nemo.cut.zeroing import by_module, masked_copy
 from nemo.masking.sites import Site, example_input, find_sites
-from nemo.module.program import DecomposedModule
+from nemo.module.check import logits_of
+from nemo.module.decomposed import DecomposedModule
 
 MODES = ("exact", "compact")
 
@@ -36,7 +38,25 @@ def decompose(
     example: Tensor | None = None,
     tolerance: float = 1e-9,
 ) -> DecomposedModule:
-    """`nemo.cut.decompose`, which says what it takes and gives."""
+    """Cut the masked neurons out of a copy of `model`.
+
+    Args:
+        model: any module that torch.export accepts and that maps (B, C, H, W) images to one tensor,
+            or a modular model, whose base is taken.
+        masks: {layer: bool (N_l,)}, False for the neurons to remove.
+        classes: the classes whose logits are returned, in this order; default `masks.classes` if
+            there is such, else all.
+        mode: "exact" computes what the masked model computes, proved by a check in float64.
+            "compact" also drops channels of residual streams that their last writer masks off: it
+            is smaller and not exact; the check is against the model without these channels.
+        example: (B >= 1, C, H, W), only its shape matters; found from the model by default, which
+            for a modular one is that of `modularize`.
+        tolerance: of the check, relative to the standard deviation of the output.
+
+    Raises:
+        ValueError: unknown layers, masks that do not fit, classes that do not exist.
+        ExactnessError: the check failed.
+    """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     base = _base(model)
@@ -50,20 +70,18 @@ def decompose(
     traced = trace(parent, noise)
     chosen = _check_classes(classes, traced)
     size = tuple(images.shape[1:])
-    expected = masked = logits_of(parent, size, chosen)
+    expected, loss = logits_of(parent, size, chosen), {}
     if mode == "compact":
-        dropped = drop_streams(traced, by_module(masks, sites))
+        exact, dropped = expected, drop_streams(traced, by_module(masks, sites))
         expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)
+        loss = {"dropped": dropped, "deviation": float((expected - exact).abs().max())}
     names = {(site.module, site.start): site.layer for site in sites}
     split_projections(traced, noise[:1], names)
     del parent
     gc.collect()  # of cycles from torch.export; they hold what the graph no longer uses
     build = _reduce(traced, noise[:1], chosen)
-    module = assemble(build, size).eval()
-    module.certificate = {"mode": mode, **verify(module, expected, build, tolerance)}
-    if mode == "compact":
-        module.certificate["dropped"] = dropped
-        module.certificate["deviation"] = float((expected - masked).abs().max())
+    module = DecomposedModule(build.program(size)).eval()
+    module.certificate = {"mode": mode, **verify(module, expected, build, tolerance), **loss}
     module.classes = chosen
     module = module.to(reference)
     module.report = _report(base, module, masks, sites, build, images.to(reference))

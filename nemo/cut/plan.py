@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from nemo.cut.facts import Analysis, Kept, inputs_of
-from nemo.cut.rules.base import Pointwise
+from nemo.cut.rules.pointwise import Pointwise
 
 
 def plan(facts: Analysis) -> dict[fx.Node, Kept]:

@@ -49,6 +49,10 @@ class Traced:
                 found.add(node)
         return found
 
+    def owned(self, node: Any) -> bool:
+        """Whether a parameter, if there is one, is read by a single op."""
+        return node is None or (node in self.constants and len(node.users) == 1)
+
     def constant(self, name: str, value: Tensor, path: str | None) -> fx.Node:
         """Add a constant of the graph; with a path, it is a parameter of this name."""
         first = next(iter(self.graph.nodes))

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Kept
-from nemo.cut.rewrite import Builder
 from nemo.cut.trace import evaluate, module_path
-from nemo.module.program import DecomposedModule
-from nemo.module.steps import INPUT
+from nemo.module.check import BATCHES, SEED, ExactnessError, logits_of
+from nemo.module.decomposed import DecomposedModule
+from nemo.module.program import INPUT
 
-BATCHES = (1, 3)
-SEED = 20250805
 # If logits vary less than this between images, relative to their size, the check says little: most
 # of the network may be dead.
 VACUOUS = 1e-6
 # What float64 may lose, relative to the size of the logits; it matters where they hardly vary.
 ROUNDING = 1e-13
-
-
-class ExactnessError(ArithmeticError):
-    """The module does not compute what its masked parent computes."""
-
-
-def logits_of(
-    model: Callable[[Tensor], Tensor], input_size: tuple[int, ...], classes: list[int] | None
-) -> Tensor:
-    """What `model` says of the images of the check, in batches of 1 and 3: float64 (4, classes)."""
-    generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(sum(BATCHES), *input_size, generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        logits = torch.cat([model(batch) for batch in torch.split(images, list(BATCHES))])
-    return logits if classes is None else logits[..., classes]
 
 
 def verify(
@@ -53,7 +36,7 @@ def verify(
         ExactnessError: beyond the tolerance; it names the layer where the difference starts.
     """
     try:
-        actual = logits_of(module, module.input_size, None)
+        actual = logits_of(module, module.input_size)
     except RuntimeError as failure:
         where = first_difference(module, build, tolerance)
         raise ExactnessError(f"the module does not run from {where} on: {failure}") from failure

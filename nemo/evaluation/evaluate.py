@@ -15,8 +15,8 @@ from nemo.device import resolve_device
 from nemo.files import read_csv, read_json
 from nemo.masking.generators import Modular
 from nemo.models import family_of
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import DESCRIPTION, WEIGHTS, load
-from nemo.module.program import DecomposedModule
 from nemo.predict import accuracy, predict
 from nemo.provenance import provenance
 from nemo.results import FORMAT

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemo.cut.ops import OPS
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import LayerSpec
-from nemo.module.program import DecomposedModule
-from nemo.module.steps import INPUT, Ref, Step
+from nemo.module.ops import OPS
+from nemo.module.program import INPUT, Program, Ref, Step
 
 DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16,
                               torch.int64, torch.int32, torch.bool)}  # fmt: skip
@@ -66,8 +67,9 @@ def decode(body: dict[str, Any], tensors: dict[str, Tensor]) -> DecomposedModule
     )
     _check(math.prod(size) <= LARGEST_VALUE, "input_size is too large")
     try:
-        _rehearse(layers, steps, output, size)
-        module = DecomposedModule(layers, steps, output, size).eval()
+        program = Program(layers, steps, output, size)
+        _rehearse(program)
+        module = DecomposedModule(program).eval()
         dtype = next((p.dtype for p in module.parameters()), torch.float32)
         with torch.no_grad():
             module(torch.zeros(1, *size, dtype=dtype))
@@ -83,20 +85,19 @@ def _check(condition: bool, message: str) -> None:
         raise RefusedError(message)
 
 
-def _rehearse(
-    layers: dict[str, LayerSpec], steps: list[Step], output: str, size: list[int]
-) -> None:
+def _rehearse(program: Program) -> None:
     """Run without data, so that absurd sizes are found before memory is asked for."""
     shells = {
         name: LayerSpec(kind, config, {key: t.to("meta") for key, t in tensors.items()})
-        for name, (kind, config, tensors) in layers.items()
+        for name, (kind, config, tensors) in program.layers.items()
     }
-    dtype = next((t.dtype for spec in layers.values() for t in spec.tensors.values()
+    dtype = next((t.dtype for spec in program.layers.values() for t in spec.tensors.values()
                   if t.is_floating_point()), torch.float32)  # fmt: skip
-    module = DecomposedModule(shells, steps, output, size).eval()
-    values: dict[str, Any] = {INPUT: torch.zeros(2, *size, dtype=dtype, device="meta")}
+    module = DecomposedModule(replace(program, layers=shells)).eval()
+    images = torch.zeros(2, *program.input_size, dtype=dtype, device="meta")
+    values: dict[str, Any] = {INPUT: images}
     with torch.no_grad():
-        for step in steps:
+        for step in program.steps:
             module.advance(step, values)
             made = values[step.name]
             if isinstance(made, Tensor):
@@ -145,7 +146,11 @@ def _decode_steps(described: Any, layers: dict[str, LayerSpec]) -> list[Step]:
         )
         _check(name not in known, f"step {name!r} exists twice")
         allowed = layers if item["layer"] else OPS
-        _check(isinstance(target, str) and target in allowed, f"{target!r} is not allowed")
+        _check(
+            isinstance(target, str) and target in allowed,
+            f"{target!r} is not allowed; accepted: layers of the module, ops of nemo's table and "
+            "of plugins that are imported",
+        )
         _check(
             isinstance(item["args"], list) and isinstance(item["kwargs"], dict),
             f"bad step {name!r}",

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from nemo.files import write_bytes
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
-from nemo.module.program import DecomposedModule
 
 Run = Callable[[Tensor], Tensor]
 FORMATS = ("onnx", "pt2")

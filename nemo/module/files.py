@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nemo.files import write_bytes
 from nemo.module.codec import RefusedError, decode, encode
-from nemo.module.program import DecomposedModule
+from nemo.module.decomposed import DecomposedModule
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"

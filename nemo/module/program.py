@@ -1,188 +1,103 @@
-"""The result: an nn.Module that runs a list of steps over real layers and allow-listed ops (ours).
-
-The list is data, so that a module can be written as JSON and read back without running any code
-found in the file.
-"""
+"""The program of a decomposed module, as plain data: steps over layers and ops (ours)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
+from nemo.module.layers import LayerSpec
 
-from nemo.cut.ops import OPS
-from nemo.module.layers import AddInto, LayerSpec, Place, Select, build
-from nemo.module.steps import INPUT, Ref, Step
-
-# Layers and ops whose results share no memory with what they read. (Not all of them: enough.)
-SHARING = ("Constant", "Dropout", "Dropout2d")
-OWNING = (
-    "aten.relu.default", "aten.gelu.default", "aten.add.Tensor", "aten.cat.default",
-    "aten.max_pool2d.default",
-)  # fmt: skip
-# Ops that can as well write their result over their first argument.
-IN_PLACE: dict[str, Callable[..., Tensor]] = {
-    "aten.relu.default": Tensor.relu_,
-    "aten.add.Tensor": Tensor.add_,
-}
+INPUT = "input"
 
 
-class DecomposedModule(nn.Module):
-    """A smaller model of the same function; an ordinary module for training, export and so on.
+@dataclass(frozen=True)
+class Ref:
+    """Stands for an earlier value among the arguments of a step."""
 
-    In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
-    again, unless a layer has a hook that might keep them or was replaced: big tensors are dear to
-    allocate.
+    name: str
 
-    Attributes:
-        classes: the classes whose logits it returns, in order; None for all of them.
-        report: per layer neurons kept and total, blocked ops, parameters and FLOPs.
-        certificate: the error against the masked parent in float64, see `nemo.cut.verify`.
-        info: free for the user; saved and loaded with the module.
-    """
 
-    def __init__(
-        self,
-        layers: Mapping[str, LayerSpec],
-        steps: Sequence[Step],
-        output: str,
-        input_size: Sequence[int],
-        unlisted: Mapping[str, Callable[..., Any]] | None = None,
-    ) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, build(layer))
-        self._types = tuple(type(layer) for layer in self.children())
-        self.kinds = {name: (layer.kind, layer.config) for name, layer in layers.items()}
-        self.steps = tuple(steps)
-        # Ops outside the op table: such a module runs, but cannot be saved.
-        self.unlisted = dict(unlisted or {})
-        self.output = output
-        self.input_size = tuple(input_size)  # (channels, height, width)
-        self.classes: list[int] | None = None
-        self.report: dict[str, Any] = {}
-        self.certificate: dict[str, Any] = {}
-        self.info: dict[str, Any] = {}
-        self._last_use = _last_uses(self.steps, output)
-        self._overwriting = self._find_overwriting()
-        self._sized = any(_holds_for_one_size(layer) for layer in self.children())
+@dataclass(frozen=True)
+class Step:
+    """name = layer(*args), or name = op(*args, **kwargs)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, T) of images (B, C, H, W).
+    name: str
+    target: str  # a layer of the program, or a name in the op table
+    is_layer: bool
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
-        Raises:
-            ValueError: images of another size, where what stands for dead neurons holds for one.
-        """
-        if self._sized and tuple(x.shape[1:]) != self.input_size:
-            raise ValueError(
-                f"images of {tuple(x.shape[1:])}, and this module was cut for {self.input_size}; "
-                "cut it with example=images of the size wanted"
+    def reads(self) -> list[str]:
+        return _refs(self.args) + _refs(tuple(self.kwargs.values()))
+
+    def renamed(self, instead: Mapping[str, str]) -> Step:
+        """The same step, reading other values in place of some."""
+        kwargs = {key: _renamed(value, instead) for key, value in self.kwargs.items()}
+        return replace(self, args=_renamed(self.args, instead), kwargs=kwargs)
+
+    def __str__(self) -> str:
+        words = [_text(a) for a in self.args]
+        words += [f"{key}={_text(value)}" for key, value in self.kwargs.items()]
+        return f"{self.name} = {self.target}({', '.join(words)})"
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that a module computes: it returns the value `output`."""
+
+    layers: Mapping[str, LayerSpec]
+    steps: Sequence[Step]
+    output: str
+    input_size: Sequence[int]  # (channels, height, width)
+    unlisted: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # not in the op table
+
+    def trimmed(self) -> Program:
+        """Without the steps that the output does not depend on, and their layers."""
+        needed, chosen = {self.output}, []
+        for step in reversed(self.steps):
+            if step.name in needed:
+                chosen.append(step)
+                needed.update(step.reads())
+        used = {step.target for step in chosen if step.is_layer}
+        held = {name: layer for name, layer in self.layers.items() if name in used}
+        return replace(self, layers=held, steps=chosen[::-1])
+
+    def prefixed(self, prefix: str, entry: str) -> Program:
+        """The same program with other names, which reads the value `entry` as its images."""
+        names = {step.name: prefix + step.name for step in self.steps} | {INPUT: entry}
+        steps = [
+            replace(
+                step.renamed(names),
+                name=names[step.name],
+                target=prefix + step.target if step.is_layer else step.target,
             )
-        values: dict[str, Any] = {INPUT: x}
-        frugal = self._may_overwrite()
-        for step, done in zip(self.steps, self._last_use, strict=True):
-            if frugal and step.name in self._overwriting:
-                self._overwrite(step, values)
-            else:
-                self.advance(step, values)
-            for name in done:
-                del values[name]
-        result: Tensor = values[self.output]
-        return result
-
-    def advance(self, step: Step, values: dict[str, Any]) -> None:
-        """Run one step on the values so far."""
-        args = [values[a.name] if type(a) is Ref else _resolve(a, values) for a in step.args]
-        if step.is_layer:
-            layer: Any = self._modules[step.target]
-            values[step.name] = layer(*args)
-        else:
-            kwargs = step.kwargs and {k: _resolve(v, values) for k, v in step.kwargs.items()}
-            op = OPS.get(step.target) or self.unlisted[step.target]
-            values[step.name] = op(*args, **kwargs)
-
-    def _may_overwrite(self) -> bool:
-        """Whether nobody but this run can see intermediate values."""
-        if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
-            return False
-        hooked = bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
-        for layer, built in zip(self.children(), self._types, strict=False):
-            hooked |= bool(layer._forward_hooks or layer._forward_pre_hooks)
-            hooked |= type(layer) is not built  # what took its place may return its argument
-        return torch.is_inference_mode_enabled() and not hooked
-
-    def _overwrite(self, step: Step, values: dict[str, Any]) -> None:
-        """Run one step in the memory of its first argument."""
-        x, *others = (values[name] for name in step.reads())
-        if any(x.shape != y.shape or x.dtype != y.dtype for y in others) and not step.is_layer:
-            self.advance(step, values)  # it broadcasts
-        elif step.is_layer:
-            layer: Any = self._modules[step.target]
-            values[step.name] = layer(x, *others, in_place=True)
-        else:
-            values[step.name] = IN_PLACE[step.target](x, *others)
-
-    def _find_overwriting(self) -> frozenset[str]:
-        """The steps that may run in the memory of their first argument.
-
-        It must be its last use, and own its memory; so must all that was made from it before.
-        """
-        owning = {
-            step.name
             for step in self.steps
-            if (step.is_layer and self.kinds[step.target][0] not in SHARING)
-            or step.target in OWNING
-        }
-        shared = {name for step in self.steps if step.name not in owning for name in step.reads()}
-        found = set()
-        for step, done in zip(self.steps, self._last_use, strict=True):
-            able = step.is_layer and self.kinds[step.target][0] == "AddInto"
-            plain = all(type(a) is Ref for a in step.args) and not step.kwargs
-            able |= step.target in IN_PLACE and plain
-            first, *others = step.reads() or [""]
-            if able and first in done and first in owning - shared and first not in others:
-                found.add(step.name)
-        return frozenset(found)
+        ]
+        layers = {prefix + name: layer for name, layer in self.layers.items()}
+        return replace(self, layers=layers, steps=steps, output=names[self.output])
 
-    def optimize_for_inference(self) -> DecomposedModule:
-        """A copy for prediction only, see `nemo.module.folding`."""
-        from nemo.module.folding import optimize_for_inference  # it builds on this file
-
-        return optimize_for_inference(self)
-
-    def program(self) -> str:
-        """The steps as text, one a line."""
+    def __str__(self) -> str:
         return "\n".join([*(str(step) for step in self.steps), f"return {self.output}"])
 
 
-def _resolve(value: Any, values: dict[str, Any]) -> Any:
+def _renamed(value: Any, instead: Mapping[str, str]) -> Any:
     if isinstance(value, Ref):
-        return values[value.name]
+        return Ref(instead.get(value.name, value.name))
     if isinstance(value, (tuple, list)):
-        return [_resolve(item, values) for item in value]
+        return type(value)(_renamed(item, instead) for item in value)
     return value
 
 
-def _holds_for_one_size(layer: nn.Module) -> bool:
-    """Whether it takes positions of a map, or fills in values that differ between them.
-
-    Positions are skipped along both axes of a map, of which dimension 2 is one in either layout;
-    the last one may be channels, which any size has.
-    """
-    if not isinstance(layer, (Select, Place, AddInto)):
-        return False
-    filled = layer.template.shape[1:] if isinstance(layer, Place) else ()
-    return layer.dim == 2 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
+def _refs(value: Any) -> list[str]:
+    if isinstance(value, Ref):
+        return [value.name]
+    if isinstance(value, (tuple, list)):
+        return [name for item in value for name in _refs(item)]
+    return []
 
 
-def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:
-    """For each step, the values that nothing reads after it."""
-    seen, done = {output}, []
-    for step in reversed(steps):
-        names = [name for name in dict.fromkeys([*step.reads(), step.name]) if name not in seen]
-        seen.update(names)
-        done.append(tuple(names))
-    return tuple(reversed(done))
+def _text(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_text(v) for v in value) + "]"
+    return value.name if isinstance(value, Ref) else repr(value)

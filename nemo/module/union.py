@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import LayerSpec
-from nemo.module.program import DecomposedModule
-from nemo.module.steps import INPUT, Ref, Step
+from nemo.module.program import INPUT, Program, Ref, Step
 from nemo.predict import accuracy, predict
 
 
@@ -147,20 +147,18 @@ def _assemble(
     layers, steps = _renormalise(a, b)
     source = steps[-1].name if steps else INPUT
     for side, module, entry, part in (("a", a, INPUT, of_a), ("b", b, source, of_b)):
-        for name, (kind, config) in module.kinds.items():
-            state = module.get_submodule(name).state_dict()
-            layers[f"{side}_{name}"] = LayerSpec(
-                kind, config, {key: value.clone() for key, value in state.items()}
-            )
-        steps += [_renamed(step, side, entry) for step in module.steps]
-        scaled = Ref(f"scaled_{side}")
-        output = _renamed_value(Ref(module.output), side, entry)
+        program = module.definition().prefixed(f"{side}_", entry)
+        for name, (kind, config, tensors) in program.layers.items():
+            copies = {key: value.clone() for key, value in tensors.items()}
+            layers[name] = LayerSpec(kind, config, copies)
+        steps += program.steps
+        output, scaled = Ref(program.output), Ref(f"scaled_{side}")
         steps.append(Step(scaled.name, "aten.mul.Scalar", False, (output, part.scale)))
         steps.append(Step(f"logits_{side}", "aten.add.Scalar", False, (scaled, part.bias)))
     both = [Ref("logits_a"), Ref("logits_b")]
     steps.append(Step("logits", "aten.cat.default", False, (both, 1)))
     unlisted = {**a.unlisted, **b.unlisted}
-    return DecomposedModule(layers, steps, "logits", a.input_size, unlisted).eval()
+    return DecomposedModule(Program(layers, steps, "logits", a.input_size, unlisted)).eval()
 
 
 def _renormalise(
@@ -185,21 +183,6 @@ def _renormalise(
         Step("multiplied", "aten.mul.Tensor", False, (Ref(INPUT), Ref("factor"))),
         Step("renormalised", "aten.add.Tensor", False, (Ref("multiplied"), Ref("offset"))),
     ]
-
-
-def _renamed(step: Step, side: str, entry: str) -> Step:
-    target = f"{side}_{step.target}" if step.is_layer else step.target
-    args = tuple(_renamed_value(arg, side, entry) for arg in step.args)
-    kwargs = {key: _renamed_value(value, side, entry) for key, value in step.kwargs.items()}
-    return Step(f"{side}_{step.name}", target, step.is_layer, args, kwargs)
-
-
-def _renamed_value(value: Any, side: str, entry: str) -> Any:
-    if isinstance(value, Ref):
-        return Ref(entry if value.name == INPUT else f"{side}_{value.name}")
-    if isinstance(value, (tuple, list)):
-        return [_renamed_value(item, side, entry) for item in value]
-    return value
 
 
 def _report(a: DecomposedModule, b: DecomposedModule) -> dict[str, Any]:

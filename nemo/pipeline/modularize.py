@@ -26,8 +26,8 @@ from nemo.files import new_folder
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model
 from nemo.models.registry import check_model_name
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load, save
-from nemo.module.program import DecomposedModule
 from nemo.pipeline import decompose, finetune, masks
 from nemo.predict import accuracy, predict
 from nemo.recipe import recipe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import nemo
 from nemo.cut import ExactnessError, decompose, decomposer
-from nemo.cut.rewrite import Builder
+from nemo.cut.builder import Builder
 from nemo.models import build_model
 from nemo.models.shapes import CnnShape
 from tests.cut.helpers import random_masks, randomise

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nemo.cut import DecomposedModule, decompose
-from nemo.cut import inference as inference_file
-from nemo.cut.verify import ExactnessError
+from nemo.cut import DecomposedModule, ExactnessError, decompose
+from nemo.module import folding
 from nemo.module.files import load, save
 from tests.cut.helpers import assert_same, random_masks, randomise
 from tests.cut.test_models import SHAPES, small
@@ -61,7 +60,7 @@ def test_a_norm_stays_if_its_input_is_read_elsewhere() -> None:
 
 def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     module = cut("vgg16")
-    monkeypatch.setattr(inference_file, "fold", lambda conv, norm: conv)
+    monkeypatch.setattr(folding, "fold", lambda conv, norm: conv)
     with pytest.raises(ExactnessError, match="folding changed the logits"):
         module.optimize_for_inference()
 

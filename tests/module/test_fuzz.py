@@ -21,7 +21,7 @@ from nemo.models import build_model
 from nemo.models.shapes import CnnShape, VitShape
 from nemo.module.files import ArtefactError, load, save
 from tests.cut.helpers import random_masks, randomise
-from tests.test_artefact import forge
+from tests.module.test_files import forge
 
 CASES = int(os.environ.get("NEMO_FUZZ", "150"))
 ODD: list[Any] = [

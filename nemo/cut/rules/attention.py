@@ -5,24 +5,32 @@ Letters: H heads, N/S query and key tokens, D/E channels of a head.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
 from nemo.cut.graph import arg, aten
-from nemo.cut.rules.base import Demand, Rule, Shape, aligned, copied, full
-from nemo.module.steps import Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.rules.base import Demand, Rule, Shape, aligned, copied, full, rule
+from nemo.module.program import Ref
 
 
+def _distinct(facts: Analysis, node: fx.Node) -> bool:
+    """Whether all operands are different values with two dimensions or more."""
+    inputs = [n for n in node.args if isinstance(n, fx.Node)]
+    return len(set(inputs)) == len(inputs) and min(facts.live[n].ndim for n in inputs) >= 2
+
+
+@rule(aten.matmul.default)
 class MatMul(Rule):
     """(..., M, K) @ (..., K, N): both sides hold the same k, those where both may be nonzero."""
 
     blocks, grows = False, True
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        return _distinct(facts, node)
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         return torch.matmul(args[0], args[1])
@@ -40,10 +48,16 @@ class MatMul(Rule):
         }
 
 
+@rule(aten.scaled_dot_product_attention.default)
 class Attention(Rule):
     """q (..., H, N, D), k (..., H, S, D), v (..., H, S, E), the parent's scale; all S are kept."""
 
     blocks, grows = False, True
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        heads = {tuple(facts.live[arg(node, i)].shape[:-2]) for i in range(3)}
+        grouped = node.kwargs.get("enable_gqa")
+        return _distinct(facts, node) and len(heads) == 1 and not grouped
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         q, k, v = args[:3]

@@ -1,4 +1,4 @@
-"""What a rule is, and the rules of ops that act element by element or along dimensions (ours).
+"""What a rule is, and where it is registered (ours).
 
 A rule answers four questions about its op. `flow`: a non-negative stand-in for it, from which
 `analyse` derives what is live and what is needed. `close`: which kept sets its output can have.
@@ -8,21 +8,22 @@ nothing of its op and asks for everything: exact, without saving.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept, inputs_of
-from nemo.cut.graph import arg, aten
-from nemo.module.steps import INPUT, Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.graph import arg
+from nemo.module.ops import OPS, allow, name_of
+from nemo.module.program import Ref
 
 Demand = dict[fx.Node, Kept]
 Shape = tuple[int, ...]
+R = TypeVar("R", bound="type[Rule]")
 
 
 class Rule:
@@ -31,6 +32,10 @@ class Rule:
     blocks = True  # named in the report when it stops a saving
     wakes = False  # whether constants of the trace count as live from here on
     grows = False  # whether its inputs had better compute a bit more than be padded for it
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        """Whether the rule understands this call; else it is taken for an unknown op's."""
+        return True
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         """The stand-in, on non-negative tensors in place of the op's; `shape` is the output's."""
@@ -53,6 +58,39 @@ class Rule:
             (node.args, node.kwargs), lambda n: build.fetch(n, demand.get(n, []))
         )
         return build.op(node, node.target, *args, **kwargs)
+
+
+RULES: dict[Any, Rule] = {}
+UNKNOWN = Rule()
+
+
+def rule(*ops: Any, **settings: Any) -> Callable[[R], R]:
+    """A decorator that makes a class, with `settings`, the rule of `ops`.
+
+    Modules may run the ops from then on, in this process: a file that needs one of a plugin is
+    refused where the plugin is not imported.
+
+    Raises:
+        ValueError: an op that is no overload, or that writes into its arguments.
+    """
+
+    def register(kind: R) -> R:
+        made = kind(**settings)
+        for op in ops:
+            if isinstance(op, torch._ops.OpOverloadPacket):
+                raise ValueError(f"rule: {op} is not one op; accepted: {op}.{op.overloads()[0]}")
+            if isinstance(op, torch._ops.OpOverload) and name_of(op) not in OPS:
+                allow(op)
+            RULES[op] = made
+        return kind
+
+    return register
+
+
+def rule_of(facts: Analysis, node: fx.Node) -> Rule:
+    """The rule of a node, or that of an unknown op."""
+    found = RULES.get(node.target, UNKNOWN)
+    return found if found.applies(facts, node) else UNKNOWN
 
 
 def full(facts: Analysis, node: fx.Node) -> Kept:
@@ -80,94 +118,21 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [t for v in value for t in tensors_in(v)] if isinstance(value, (tuple, list)) else []
 
 
+@rule(operator.getitem)
 class GetItem(Rule):
     """One of several results of an op; its input is a tuple, of which nothing is known."""
 
     blocks = False
 
 
-class Pointwise(Rule):
-    """out[i] depends on the [i] of each input, with broadcasting.
-
-    Args:
-        combine: "sum" for any op; "product" and "quotient" stop at constant zeros.
-    """
-
-    blocks = False
-
-    def __init__(self, combine: str = "sum") -> None:
-        self.combine = combine
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        first, *others = tensors_in((args, kwargs))
-        if others and self.combine == "product":
-            return (first * others[0]).expand(shape)
-        if others and self.combine == "quotient":
-            return (first * (1 + others[0])).expand(shape)
-        result = first.expand(shape)
-        for other in others:
-            result = result + other.expand(shape)
-        return result
-
-    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
-        pass
-
-    def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
-        return {n: aligned(kept, facts.live[n].shape) for n in inputs_of(facts, node)}
-
-    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
-        demand = self.demand(build.facts, node, kept)
-        if node.target is aten.add.Tensor and not node.kwargs:
-            added = self._residual(build, node, demand)
-            if added is not None:
-                return added
-        args, kwargs = fx.map_arg(
-            (node.args, node.kwargs),
-            lambda n: build.fetch(n, demand.get(n, []), broadcast=True),
-        )
-        return build.op(node, node.target, *args, **kwargs)
-
-    def _residual(self, build: Builder, node: fx.Node, demand: Demand) -> Ref | None:
-        """x + y where y is a few channels of x wide: add it there instead of padding it."""
-        facts = build.facts
-        if len(demand) < 2 or not all(facts.present(n) for n in demand):
-            return None
-        if len({facts.live[n].shape for n in demand}) > 1:
-            return None
-        lacks = [build.missing(n, demand[n]) for n in demand]
-        nodes = list(demand)
-        into = min((0, 1), key=lambda i: sum(int(m.sum()) for m in lacks[i]))
-        x, y, absent = nodes[into], nodes[1 - into], lacks[1 - into]
-        dims = [d for d, vector in enumerate(absent) if vector.any()]
-        if len(dims) != 1 or build.template(y, demand[y], absent).any():
-            return None
-        dim, want = dims[0], demand[y]
-        have = [w & ~m for w, m in zip(want, absent, strict=True)]
-        if not have[dim].any():  # nothing of y is wanted
-            return None
-        index = have[dim][want[dim]].nonzero().flatten()
-        left, right = build.fetch(x, demand[x]), build.fetch(y, have)
-        return build.layer(node, "AddInto", {"dim": dim}, {"index": index}, left, right)
-
-
-class Cast(Pointwise):
-    """type_as(x, images): of the images, only the type is read."""
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0]
-        return x
-
-    def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
-        return {arg(node, 0): copied(kept)}
-
-    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
-        return build.op(node, node.target, build.fetch(arg(node, 0), kept), Ref(INPUT))
-
-
 class OneInput(Rule):
     """Base of ops where only the first argument changes; `want` and `write` replace the rest."""
 
     blocks = False
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
+        return moving in ([node.args[0]], [])
 
     def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
         pass
@@ -186,42 +151,3 @@ class OneInput(Rule):
     def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
         x = build.fetch(arg(node, 0), self.want(build.facts, node, kept))
         return self.write(build, node, kept, x)
-
-
-class Along(OneInput):
-    """Mixes its input along some dimensions, and treats all others alike.
-
-    Args:
-        mixed: from the node and the input's rank to those dimensions.
-    """
-
-    def __init__(self, mixed: Callable[[fx.Node, int], list[int]]) -> None:
-        self.mixed = mixed
-
-    def dims(self, node: fx.Node, rank: int) -> list[int]:
-        return [d % rank for d in self.mixed(node, rank)]
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0]
-        return x.sum(self.dims(node, x.ndim), keepdim=True).expand(shape)
-
-    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
-        for d in self.dims(node, len(kept)):
-            kept[d][:] = True
-
-    def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
-        everything = full(facts, arg(node, 0))
-        mixed = self.dims(node, len(kept))
-        return [w if d in mixed else kept[d].clone() for d, w in enumerate(everything)]
-
-
-class Total(Along):
-    """A sum or a norm: constant zeros can be left out."""
-
-    def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
-        source, want = arg(node, 0), super().want(facts, node, kept)
-        nonzero = facts.nonzero(source)
-        for d in self.dims(node, len(want)):
-            if source.meta["dims"][d] is not None:
-                want[d] = nonzero.any(dim=[a for a in range(nonzero.ndim) if a != d])
-        return want

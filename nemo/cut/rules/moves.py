@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
-from nemo.cut.graph import arg, dims, run
-from nemo.cut.rules.base import Demand, OneInput, Rule, Shape, aligned, copied, full
-from nemo.module.steps import Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.graph import arg, aten, dims, run
+from nemo.cut.rules.base import Demand, OneInput, Rule, Shape, aligned, copied, full, rule
+from nemo.module.program import Ref
 
 
+@rule(aten.permute.default)
 class Permute(OneInput):
     """permute(x, order)."""
 
@@ -31,6 +30,7 @@ class Permute(OneInput):
         return [of[d].clone() for d in range(len(kept))]
 
 
+@rule(aten.expand.default)
 class Expand(OneInput):
     """expand(x, sizes): dimensions of size 1, or new ones in front, repeat."""
 
@@ -53,13 +53,14 @@ class Expand(OneInput):
         return build.op(node, node.target, x, sizes)
 
 
+@rule(aten.slice.Tensor)
 class Slice(OneInput):
     """slice(x, dim, start, stop, step): what is kept of it is picked from the input."""
 
     grows = True
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = torch.ops.aten.slice.Tensor(*args)
+        result: Tensor = aten.slice.Tensor(*args)
         return result
 
     def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
@@ -73,6 +74,7 @@ class Slice(OneInput):
         return x
 
 
+@rule(aten.index_select.default)
 class Gather(OneInput):
     """index_select(x, dim, index) with a constant index."""
 
@@ -98,6 +100,7 @@ class Gather(OneInput):
         return build.layer(node, "Select", {"dim": dim}, {"index": place}, x)
 
 
+@rule(aten.unfold.default)
 class Unfold(OneInput):
     """unfold(x, dim, size, step): windows along `dim`; the places in them are a new dimension."""
 
@@ -115,6 +118,7 @@ class Unfold(OneInput):
         return want
 
 
+@rule(aten.im2col.default)
 class Patches(OneInput):
     """im2col: (B, C, ...) becomes (B, C K, L), the K places of the kernel within each channel."""
 
@@ -134,6 +138,7 @@ class Patches(OneInput):
         return [kept[0].clone(), channels, *full(facts, arg(node, 0))[2:]]
 
 
+@rule(aten.col2im.default)
 class Overlay(Patches):
     """col2im, the transposed im2col: (B, C K, L) becomes (B, C, ...)."""
 
@@ -149,6 +154,7 @@ class Overlay(Patches):
         return [kept[0].clone(), rows, full(facts, arg(node, 0))[2]]
 
 
+@rule(aten.cat.default)
 class Cat(Rule):
     """Concatenation. Its constant pieces, such as a class token, are carried along as if live."""
 
@@ -183,6 +189,7 @@ class Cat(Rule):
         return single if len(values) == 1 else build.op(node, node.target, values, dim)
 
 
+@rule(aten.reshape.default)
 class Reshape(OneInput):
     """Splits and merges dimensions; kept sets must be products of those of the dimensions."""
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn.functional import layer_norm
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
-from nemo.cut.graph import arg
-from nemo.cut.rules.base import OneInput, Shape
-from nemo.cut.rules.layers import parameters
-from nemo.module.steps import Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.graph import arg, aten
+from nemo.cut.rules.base import OneInput, Shape, rule
+from nemo.cut.rules.linear import parameters
+from nemo.module.program import Ref
 
 
 def _scaled(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -23,6 +21,7 @@ def _scaled(x: Tensor, weight: Tensor | None) -> Tensor:
     return x if weight is None else x * weight.view(-1, *[1] * (x.ndim - 2))
 
 
+@rule(aten.batch_norm.default)
 class BatchNorm(OneInput):
     """x (B, C, ...), each channel on its own."""
 
@@ -36,6 +35,7 @@ class BatchNorm(OneInput):
         return build.layer(node, f"BatchNorm{max(1, len(kept) - 2)}d", config, tensors, x)
 
 
+@rule(aten.layer_norm.default)
 class LayerNorm(OneInput):
     """Normalises over the last dimensions, at full width: the mean needs every channel."""
 
@@ -64,6 +64,7 @@ def narrow_layer_norm(
     return torch.zeros_like(x).index_copy(-1, index, normed)
 
 
+@rule(narrow_layer_norm)
 class NarrowLayerNorm(OneInput):
     """`narrow_layer_norm`; as a layer, it is a plain LayerNorm of what is left."""
 
@@ -84,6 +85,7 @@ class NarrowLayerNorm(OneInput):
         return build.layer(node, "LayerNorm", config, tensors, x)
 
 
+@rule(aten.group_norm.default)
 class GroupNorm(OneInput):
     """x (B, C, ...), normalised over each of G groups of channels; dead groups go."""
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
-from nemo.cut.graph import arg, aten
-from nemo.cut.rules.base import Demand, Rule, Shape, full, tensors_in
-from nemo.module.steps import Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.graph import arg, aten, lstm_outputs
+from nemo.cut.rules.base import Demand, Rule, Shape, full, rule, tensors_in
+from nemo.module.program import Ref
 
 
 def first_layer(node: fx.Node) -> list[tuple[fx.Node, fx.Node | None]]:
@@ -25,6 +23,7 @@ def first_layer(node: fx.Node) -> list[tuple[fx.Node, fx.Node | None]]:
     return [(parameters[i], parameters[i + 2] if biased else None) for i in starts]
 
 
+@rule(lstm_outputs)
 class Lstm(Rule):
     """Every output depends on all hidden units, so only input channels can be left out."""
 

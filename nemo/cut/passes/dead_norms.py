@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from nemo.cut.facts import Analysis
 from nemo.cut.graph import arg, aten, lstm_outputs, run
+from nemo.cut.passes.split import MOVES
 from nemo.cut.rules.recurrent import first_layer
-from nemo.cut.split import MOVES
 from nemo.cut.trace import Traced, module_path
 
 # Layers that are linear in what they read, and the dimension of their input's channels.
@@ -86,7 +86,7 @@ def _merge(traced: Traced, reader: fx.Node, columns: Columns) -> bool:
     lstm = reader.target is lstm_outputs
     pairs = first_layer(reader) if lstm else [(arg(reader, 1), arg(reader, 2))]
     weights = [weight for weight, _ in pairs]
-    if None in weights or not all(_own(traced, node) for pair in pairs for node in pair):
+    if None in weights or not all(traced.owned(node) for pair in pairs for node in pair):
         return False
     used = columns.dead & torch.stack([_reads(traced.constants[w]) for w in weights]).any(0)
     first = int((columns.scale.abs() * used).argmax())
@@ -116,7 +116,3 @@ def _add(traced: Traced, reader: fx.Node, bias: fx.Node | None, value: Tensor) -
     elif value.any():
         new = traced.constant(f"{reader.name}_bias", value, f"{module_path(reader)}.bias")
         reader.args = (*reader.args[:2], new, *reader.args[3:])
-
-
-def _own(traced: Traced, node: Any) -> bool:
-    return node is None or (node in traced.constants and len(node.users) == 1)

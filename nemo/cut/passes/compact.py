@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx
 
 from nemo.cut.graph import Rewriter, arg, aten, dims, unexpanded
-from nemo.cut.ops import RULES
-from nemo.cut.rules.base import Along, Pointwise
-from nemo.cut.rules.layers import Conv, Linear
+from nemo.cut.rules.along import Along
+from nemo.cut.rules.base import RULES
+from nemo.cut.rules.linear import Conv, Linear
 from nemo.cut.rules.moves import runs_of
 from nemo.cut.rules.norms import BatchNorm, LayerNorm, narrow_layer_norm
+from nemo.cut.rules.pointwise import Pointwise
 from nemo.cut.trace import Traced, module_path
 
 
@@ -90,18 +91,12 @@ def _collect(traced: Traced, stream: Stream, live: set[fx.Node], node: fx.Node, 
     if node in stream.values:
         return
     if node not in live:
-        source = unexpanded(node)
-        aligned = axis - len(dims(node)) + len(dims(source))
-        if source in traced.constants and dims(source)[aligned] == dims(node)[axis]:
-            stream.constants[source] = aligned
-        else:
-            stream.understood = False
+        _collect_constant(traced, stream, node, axis)
         return
     rule, rank = RULES.get(node.target), len(dims(node))
-    if isinstance(rule, (Conv, BatchNorm)) and axis == 1:
-        stream.writers.append(node)
-        return
-    if isinstance(rule, (Linear, LayerNorm)) and axis == rank - 1:
+    if (isinstance(rule, (Conv, BatchNorm)) and axis == 1) or (
+        isinstance(rule, (Linear, LayerNorm)) and axis == rank - 1
+    ):
         stream.writers.append(node)
         return
     stream.values[node] = axis
@@ -127,6 +122,15 @@ def _collect(traced: Traced, stream: Stream, live: set[fx.Node], node: fx.Node, 
         node.target is aten.slice.Tensor and arg(node, 1) != axis
     ):
         _collect(traced, stream, live, source, axis)
+    else:
+        stream.understood = False
+
+
+def _collect_constant(traced: Traced, stream: Stream, node: fx.Node, axis: int) -> None:
+    source = unexpanded(node)
+    aligned = axis - len(dims(node)) + len(dims(source))
+    if source in traced.constants and dims(source)[aligned] == dims(node)[axis]:
+        stream.constants[source] = aligned
     else:
         stream.understood = False
 

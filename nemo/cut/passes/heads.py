@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from nemo.cut.facts import Analysis
 from nemo.cut.graph import arg, aten, run
-from nemo.cut.split import MOVES, Shapes, leaves_of, view_of
+from nemo.cut.passes.split import MOVES, Shapes, leaves_of, view_of
 from nemo.cut.trace import Traced
 
 SCALES = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
@@ -81,10 +81,6 @@ def _permute(traced: Traced, parameter: Any, places: Tensor, order: Tensor, dim:
     traced.constants[parameter] = old.index_select(dim, index)
 
 
-def _own(traced: Traced, node: Any) -> bool:
-    return node is None or (node in traced.constants and len(node.users) == 1)
-
-
 def _is_scale(traced: Traced, node: fx.Node) -> bool:
     """Whether an op multiplies by a number, or by a constant number per head."""
     if node.target is aten.dropout.default:
@@ -106,7 +102,7 @@ def _producer(traced: Traced, node: fx.Node, axis: int, shapes: Shapes) -> End |
     view = view_of(node, shapes)
     if view is None or len(node.users) > 1 or leaves_of(view.source) != [node]:
         return None
-    if not all(_own(traced, p) for p in view.source.args[1:3]):
+    if not all(traced.owned(p) for p in view.source.args[1:3]):
         return None
     rows = view.rows() if axis == -1 else view.rows().transpose(-1, -2)
     if rows.ndim < 3 or not bool((rows == rows[..., :1, :]).all()):
@@ -130,7 +126,7 @@ def _reader(traced: Traced, node: fx.Node, shapes: Shapes) -> End | None:
                 labels = labels.movedim(1, -1)
             flat = labels.flatten(0, -2)
             whole = flat.shape[1] == count and bool((flat == flat[:1]).all())
-            if not whole or not _own(traced, arg(user, 1)):
+            if not whole or not traced.owned(arg(user, 1)):
                 return None
             return End(user, 1, torch.argsort(flat[0]).view(-1, channels))
         if user.target in MOVES:

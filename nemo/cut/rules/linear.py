@@ -5,18 +5,16 @@ Letters: B batch, I/O input and output channels, G groups.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
-from nemo.cut.graph import arg
-from nemo.cut.rules.base import OneInput, Shape, full
-from nemo.module.steps import Ref
-
-if TYPE_CHECKING:
-    from nemo.cut.rewrite import Builder
+from nemo.cut.graph import arg, aten
+from nemo.cut.rules.base import OneInput, Shape, full, rule
+from nemo.module.program import Ref
 
 
 def parameters(facts: Analysis, node: fx.Node, **positions: int) -> dict[str, Tensor]:
@@ -25,8 +23,12 @@ def parameters(facts: Analysis, node: fx.Node, **positions: int) -> dict[str, Te
     return {name: facts.value[n] for name, n in held.items() if n is not None}
 
 
+@rule(aten.linear.default)
 class Linear(OneInput):
     """x (..., I), weight (O, I): constant columns that say the same everywhere go to the bias."""
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        return facts.live[arg(node, 0)].ndim >= 2 and super().applies(facts, node)
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         return torch.nn.functional.linear(args[0], args[1])
@@ -60,11 +62,18 @@ class Linear(OneInput):
         return build.layer(node, "Linear", {}, tensors, x)
 
 
+@rule(aten.conv1d.default, rank=1)
+@rule(aten.conv2d.default, aten.conv2d.padding, rank=2)
+@rule(aten.conv3d.default, rank=3)
 class Conv(OneInput):
     """x (B, I, ...), weight (O, I/G, ...); dead groups go, the others stay equally wide."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        sized = any(isinstance(a, fx.Node) for a in node.args[3:])  # groups that the batch decides
+        return not sized and super().applies(facts, node)
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         return self._run(node, args[0], args[1])

@@ -1,0 +1,1 @@
+"""Edits of the traced graph, before it is cut."""

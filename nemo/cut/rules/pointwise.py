@@ -1,0 +1,96 @@
+"""The rules of ops that act element by element (ours)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from nemo.cut.builder import Builder
+from nemo.cut.facts import Analysis, Kept, inputs_of
+from nemo.cut.graph import arg, aten
+from nemo.cut.rules.base import Demand, Rule, Shape, aligned, copied, rule, tensors_in
+from nemo.module.ops import POINTWISE
+from nemo.module.program import INPUT, Ref
+
+
+@rule(*POINTWISE)
+@rule(aten.mul.Tensor, combine="product")
+@rule(aten.div.Tensor, combine="quotient")
+class Pointwise(Rule):
+    """out[i] depends on the [i] of each input, with broadcasting.
+
+    Args:
+        combine: "sum" for any op; "product" and "quotient" stop at constant zeros.
+    """
+
+    blocks = False
+
+    def __init__(self, combine: str = "sum") -> None:
+        self.combine = combine
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        first, *others = tensors_in((args, kwargs))
+        if others and self.combine == "product":
+            return (first * others[0]).expand(shape)
+        if others and self.combine == "quotient":
+            return (first * (1 + others[0])).expand(shape)
+        result = first.expand(shape)
+        for other in others:
+            result = result + other.expand(shape)
+        return result
+
+    def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
+        pass
+
+    def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
+        return {n: aligned(kept, facts.live[n].shape) for n in inputs_of(facts, node)}
+
+    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
+        demand = self.demand(build.facts, node, kept)
+        if node.target is aten.add.Tensor and not node.kwargs:
+            added = self._residual(build, node, demand)
+            if added is not None:
+                return added
+        args, kwargs = fx.map_arg(
+            (node.args, node.kwargs),
+            lambda n: build.fetch(n, demand.get(n, []), broadcast=True),
+        )
+        return build.op(node, node.target, *args, **kwargs)
+
+    def _residual(self, build: Builder, node: fx.Node, demand: Demand) -> Ref | None:
+        """x + y where y is a few channels of x wide: add it there instead of padding it."""
+        facts = build.facts
+        if len(demand) < 2 or not all(facts.present(n) for n in demand):
+            return None
+        if len({facts.live[n].shape for n in demand}) > 1:
+            return None
+        lacks = [build.missing(n, demand[n]) for n in demand]
+        nodes = list(demand)
+        into = min((0, 1), key=lambda i: sum(int(m.sum()) for m in lacks[i]))
+        x, y, absent = nodes[into], nodes[1 - into], lacks[1 - into]
+        dims = [d for d, vector in enumerate(absent) if vector.any()]
+        if len(dims) != 1 or build.template(y, demand[y], absent).any():
+            return None
+        dim, want = dims[0], demand[y]
+        have = [w & ~m for w, m in zip(want, absent, strict=True)]
+        if not have[dim].any():  # nothing of y is wanted
+            return None
+        index = have[dim][want[dim]].nonzero().flatten()
+        left, right = build.fetch(x, demand[x]), build.fetch(y, have)
+        return build.layer(node, "AddInto", {"dim": dim}, {"index": index}, left, right)
+
+
+@rule(aten.type_as.default)
+class Cast(Pointwise):
+    """type_as(x, images): of the images, only the type is read."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        x: Tensor = args[0]
+        return x
+
+    def demand(self, facts: Analysis, node: fx.Node, kept: Kept) -> Demand:
+        return {arg(node, 0): copied(kept)}
+
+    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
+        return build.op(node, node.target, build.fetch(arg(node, 0), kept), Ref(INPUT))

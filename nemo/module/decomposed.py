@@ -1,0 +1,210 @@
+"""The result: an nn.Module that runs a list of steps over real layers and allow-listed ops (ours).
+
+The list is data, so that a module can be written as JSON and read back without running any code
+found in the file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+
+from nemo.cost import count_parameters
+from nemo.module.check import ExactnessError, logits_of
+from nemo.module.folding import folded
+from nemo.module.layers import AddInto, LayerSpec, Place, Select, build
+from nemo.module.ops import OPS
+from nemo.module.program import INPUT, Program, Ref, Step
+
+# Layers and ops whose results share no memory with what they read. (Not all of them: enough.)
+SHARING = ("Constant", "Dropout", "Dropout2d")
+OWNING = (
+    "aten.relu.default", "aten.gelu.default", "aten.add.Tensor", "aten.cat.default",
+    "aten.max_pool2d.default",
+)  # fmt: skip
+# Ops that can as well write their result over their first argument.
+IN_PLACE: dict[str, Callable[..., Tensor]] = {
+    "aten.relu.default": Tensor.relu_,
+    "aten.add.Tensor": Tensor.add_,
+}
+FOLDING_TOLERANCE = 1e-9  # of the largest logit, in float64
+
+
+class DecomposedModule(nn.Module):
+    """A smaller model of the same function; an ordinary module for training, export and so on.
+
+    In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
+    again, unless a layer has a hook that might keep them or was replaced: big tensors are dear to
+    allocate.
+
+    Attributes:
+        classes: the classes whose logits it returns, in order; None for all of them.
+        report: per layer neurons kept and total, blocked ops, parameters and FLOPs.
+        certificate: the error against the masked parent in float64, see `nemo.cut.verify`.
+        info: free for the user; saved and loaded with the module.
+    """
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        for name, layer in program.layers.items():
+            self.add_module(name, build(layer))
+        self._types = tuple(type(layer) for layer in self.children())
+        self.kinds = {name: (layer.kind, layer.config) for name, layer in program.layers.items()}
+        self.steps = tuple(program.steps)
+        # Ops outside the op table: such a module runs, but cannot be saved.
+        self.unlisted = dict(program.unlisted)
+        self.output = program.output
+        self.input_size = tuple(program.input_size)  # (channels, height, width)
+        self.classes: list[int] | None = None
+        self.report: dict[str, Any] = {}
+        self.certificate: dict[str, Any] = {}
+        self.info: dict[str, Any] = {}
+        self._last_use = _last_uses(self.steps, self.output)
+        self._overwriting = self._find_overwriting()
+        self._sized = any(_holds_for_one_size(layer) for layer in self.children())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, T) of images (B, C, H, W).
+
+        Raises:
+            ValueError: images of another size, where what stands for dead neurons holds for one.
+        """
+        if self._sized and tuple(x.shape[1:]) != self.input_size:
+            raise ValueError(
+                f"images of {tuple(x.shape[1:])}, and this module was cut for {self.input_size}; "
+                "cut it with example=images of the size wanted"
+            )
+        values: dict[str, Any] = {INPUT: x}
+        frugal = self._may_overwrite()
+        for step, done in zip(self.steps, self._last_use, strict=True):
+            if frugal and step.name in self._overwriting:
+                self._overwrite(step, values)
+            else:
+                self.advance(step, values)
+            for name in done:
+                del values[name]
+        result: Tensor = values[self.output]
+        return result
+
+    def advance(self, step: Step, values: dict[str, Any]) -> None:
+        """Run one step on the values so far."""
+        args = [values[a.name] if type(a) is Ref else _resolve(a, values) for a in step.args]
+        if step.is_layer:
+            layer: Any = self._modules[step.target]
+            values[step.name] = layer(*args)
+        else:
+            kwargs = step.kwargs and {k: _resolve(v, values) for k, v in step.kwargs.items()}
+            op = OPS.get(step.target) or self.unlisted[step.target]
+            values[step.name] = op(*args, **kwargs)
+
+    def _may_overwrite(self) -> bool:
+        """Whether nobody but this run can see intermediate values."""
+        if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
+            return False
+        hooked = bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+        for layer, built in zip(self.children(), self._types, strict=False):
+            hooked |= bool(layer._forward_hooks or layer._forward_pre_hooks)
+            hooked |= type(layer) is not built  # what took its place may return its argument
+        return torch.is_inference_mode_enabled() and not hooked
+
+    def _overwrite(self, step: Step, values: dict[str, Any]) -> None:
+        """Run one step in the memory of its first argument."""
+        x, *others = (values[name] for name in step.reads())
+        if any(x.shape != y.shape or x.dtype != y.dtype for y in others) and not step.is_layer:
+            self.advance(step, values)  # it broadcasts
+        elif step.is_layer:
+            layer: Any = self._modules[step.target]
+            values[step.name] = layer(x, *others, in_place=True)
+        else:
+            values[step.name] = IN_PLACE[step.target](x, *others)
+
+    def _find_overwriting(self) -> frozenset[str]:
+        """The steps that may run in the memory of their first argument.
+
+        It must be its last use, and own its memory; so must all that was made from it before.
+        """
+        owning = {
+            step.name
+            for step in self.steps
+            if (step.is_layer and self.kinds[step.target][0] not in SHARING)
+            or step.target in OWNING
+        }
+        shared = {name for step in self.steps if step.name not in owning for name in step.reads()}
+        found = set()
+        for step, done in zip(self.steps, self._last_use, strict=True):
+            able = step.is_layer and self.kinds[step.target][0] == "AddInto"
+            plain = all(type(a) is Ref for a in step.args) and not step.kwargs
+            able |= step.target in IN_PLACE and plain
+            first, *others = step.reads() or [""]
+            if able and first in done and first in owning - shared and first not in others:
+                found.add(step.name)
+        return frozenset(found)
+
+    def optimize_for_inference(self) -> DecomposedModule:
+        """A frozen copy in eval mode, without BatchNorms that a convolution can absorb.
+
+        Its certificate also says what folding changed: `folding_error`, in float64, relative to
+        the largest logit. In float32 the two differ by rounding.
+
+        Raises:
+            ExactnessError: on random images the two differ by more than float64's rounding.
+        """
+        wide = copy.deepcopy(self).cpu().double().eval()
+        fast = DecomposedModule(folded(wide.definition())).eval()
+        expected, actual = (logits_of(m, self.input_size) for m in (wide, fast))
+        error = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-300))
+        if not error <= FOLDING_TOLERANCE:
+            raise ExactnessError(f"folding changed the logits by {error:.3g} of the largest")
+        reference = next(self.parameters(), torch.zeros(0))
+        fast = fast.to(reference).requires_grad_(False)
+        fast.classes, fast.info = copy.deepcopy((self.classes, self.info))
+        fast.report = {**copy.deepcopy(self.report), "parameters": count_parameters(fast)}
+        fast.certificate = {**copy.deepcopy(self.certificate), "folding_error": error}
+        return fast
+
+    def definition(self) -> Program:
+        """What it computes, as data; the layers hold the module's own tensors, not copies."""
+        layers = {
+            name: LayerSpec(kind, config, dict(self.get_submodule(name).state_dict()))
+            for name, (kind, config) in self.kinds.items()
+        }
+        return Program(layers, self.steps, self.output, self.input_size, self.unlisted)
+
+    def program(self) -> str:
+        """The steps as text, one a line."""
+        return str(self.definition())
+
+
+def _resolve(value: Any, values: dict[str, Any]) -> Any:
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, (tuple, list)):
+        return [_resolve(item, values) for item in value]
+    return value
+
+
+def _holds_for_one_size(layer: nn.Module) -> bool:
+    """Whether it takes positions of a map, or fills in values that differ between them.
+
+    Positions are skipped along both axes of a map, of which dimension 2 is one in either layout;
+    the last one may be channels, which any size has.
+    """
+    if not isinstance(layer, (Select, Place, AddInto)):
+        return False
+    filled = layer.template.shape[1:] if isinstance(layer, Place) else ()
+    return layer.dim == 2 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
+
+
+def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:
+    """For each step, the values that nothing reads after it."""
+    seen, done = {output}, []
+    for step in reversed(steps):
+        names = [name for name in dict.fromkeys([*step.reads(), step.name]) if name not in seen]
+        seen.update(names)
+        done.append(tuple(names))
+    return tuple(reversed(done))
