@@ -56,7 +56,8 @@ def drop_streams(traced: Traced, masks: Mapping[str, Tensor]) -> dict[str, int]:
                     _silence(traced, parameter, 0, keep)
         for constant, axis in stream.constants.items():
             _silence(traced, constant, axis, keep)
-        readers = {reader for value in stream.values for reader in value.users}
+        # in their order, which names the layers
+        readers = dict.fromkeys(reader for value in stream.values for reader in value.users)
         for reader in readers:
             if reader.target is aten.layer_norm.default and arg(reader, 0) in stream.values:
                 _narrow(traced, reader, keep)
