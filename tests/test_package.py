@@ -13,13 +13,6 @@ import nemo
 ROOT = Path(__file__).parents[1]
 
 
-def test_decompose_stays_a_function_whatever_is_imported():
-    for _ in range(2):
-        assert callable(nemo.decompose)
-        assert not isinstance(nemo.decompose, type(sys))
-        assert callable(nemo.load)  # imports modules of the package called decompose
-
-
 def test_every_public_name_is_there():
     assert all(callable(getattr(nemo, name)) for name in nemo.__all__)
 

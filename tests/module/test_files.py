@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ SHAPES = {
     "resnet18": CnnShape(width=0.125),
     "deit_small": VitShape(dim=32, depth=2, heads=2, patch=8),
 }
+
+
+SAVED = Path(__file__).parent / "saved-by-0.1"
+LOGITS = [-0.4703656, -0.3664836]  # of that release, for the images of the test
 
 
 def make(name: str) -> DecomposedModule:
@@ -113,7 +118,6 @@ FORGERIES = {
          "args": [{"ref": "input"}, [2**30, 3, 32, 32]], "kwargs": {}}),
     "wrong stride type": lambda b: next(
         s for s in b["layers"].values() if s["kind"] == "Conv2d")["config"].update(stride="1"),
-    "newer version": lambda b: b.update(version=99),
     "no steps": lambda b: b.update(steps=[]),
     "layers is a list": lambda b: b.update(layers=[]),
 }  # fmt: skip
@@ -129,15 +133,31 @@ def test_forged_descriptions_are_refused(
         load(tmp_path)
 
 
-def test_loading_imports_neither_timm_nor_the_training_code(
-    module: DecomposedModule, tmp_path: Path
-) -> None:
-    save(module, tmp_path)
+def test_a_module_of_version_0_1_loads_and_computes_the_same() -> None:
+    module = load(SAVED)
+    images = torch.linspace(-1, 1, 768).view(1, 3, 16, 16)
+    torch.testing.assert_close(module(images), torch.tensor([LOGITS]))
+    assert module.classes == [2, 0]
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, "1", None])
+def test_other_versions_are_refused_in_one_line(tmp_path: Path, version: object) -> None:
+    shutil.copytree(SAVED, tmp_path, dirs_exist_ok=True)
+    forge(tmp_path, lambda body: body.update(version=version))
+    with pytest.raises(ArtefactError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: version {version!r}, this nemo reads version 1"
+
+
+def test_loading_and_running_imports_nothing_that_cuts_or_trains() -> None:
     code = (
-        "import sys, nemo.module.files\n"
-        f"nemo.module.files.load({str(tmp_path)!r})\n"
-        "heavy = {'timm', 'nemo.training', 'torchvision', 'pandas', 'mlflow', 'dvc'}\n"
+        "import sys, torch, nemo\n"
+        f"module = nemo.load({str(SAVED)!r})\n"
+        "module.optimize_for_inference()(torch.zeros(2, 3, 16, 16))\n"
+        "heavy = {'timm', 'torchvision', 'pandas', 'mlflow', 'dvc'}\n"
+        "light = ('nemo', 'nemo.module', 'nemo.cost', 'nemo.files')\n"
         "bad = heavy & set(sys.modules)\n"
+        "bad |= {n for n in sys.modules if n.startswith('nemo.') and not n.startswith(light[1:])}\n"
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
