@@ -14,8 +14,8 @@ from nemo.data import Prepared, parse_subset
 from nemo.device import resolve_device
 from nemo.masking.generators import Modular
 from nemo.masking.sites import head_names
+from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
-from nemo.module.program import DecomposedModule
 from nemo.trained import load_cell
 
 STEPS = 12  # of the bisection for a size
