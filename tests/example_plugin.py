@@ -1,13 +1,9 @@
-"""One of each extension, from outside the package; docs/extending.md shows the same ones."""
+"""One of each extension, from outside the package; docs/extending.md shows these very lines."""
+# ruff: noqa: E402  (each example is complete by itself)
 
-from pydantic import Field
-from torch import nn
-
+# --- a loss ---
 from nemo.fields import NonNegative, Strict
-from nemo.masking.class_masks import ClassMasks, mask_frequency
 from nemo.masking.objectives import objective
-from nemo.masking.selectors import selector
-from nemo.models import model
 
 
 class SparseParams(Strict):
@@ -17,7 +13,7 @@ class SparseParams(Strict):
 @objective("sparse", label="sparse", section="sparse", params=SparseParams,
            remedy=" or a smaller sparse.weight", pull="sparse.weight")  # fmt: skip
 def sparse(params, family):
-    """Masks are to be small: their mean value is added to the task loss."""
+    """Few neurons are to be on: the mean mask value is added to the task loss."""
 
     def penalty(masks, labels):
         mean = sum(mask.mean() for mask in masks.values()) / len(masks)
@@ -26,28 +22,42 @@ def sparse(params, family):
     return penalty
 
 
+# --- a selector ---
+from pydantic import Field
+
+from nemo.fields import Strict
+from nemo.masking.class_masks import ClassMasks, mask_frequency
+from nemo.masking.selectors import selector
+
+
 class TopParams(Strict):
     share: float = Field(gt=0, le=1)
 
 
 @selector("top", params=TopParams)
 def top(observed, params):
-    """Each class keeps the same share of each layer: its most frequent neurons."""
-    frequency = mask_frequency(observed.bits())
+    """Each class keeps the same share of each layer: the neurons that it switches on most often."""
     masks = {}
-    for layer, often in frequency.items():
+    for layer, often in mask_frequency(observed.bits()).items():  # often: (classes, neurons)
         kept = often.topk(max(1, round(params.share * often.shape[1])), dim=1).indices
         masks[layer] = (often * 0).scatter(1, kept, 1).bool()
     return ClassMasks(masks, {})
 
 
-class MlpShape(Strict):
+# --- a model ---
+from torch import nn
+
+from nemo.fields import Strict
+from nemo.models import model
+
+
+class SmallShape(Strict):
     hidden: int = 64
 
 
-@model("small_cnn", "cnn", MlpShape)
+@model("small_cnn", "cnn", SmallShape)
 def small_cnn(num_classes, image_size, shape):
-    hidden = (shape or MlpShape()).hidden
+    hidden = (shape or SmallShape()).hidden
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(8, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.ReLU(),
