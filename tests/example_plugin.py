@@ -1,5 +1,5 @@
 """One of each extension, from outside the package; docs/extending.md shows these very lines."""
-# ruff: noqa: E402  (each example is complete by itself)
+# ruff: noqa: E402, F811  (each example is complete by itself)
 
 # --- a loss ---
 from nemo.fields import NonNegative, Strict
@@ -60,6 +60,42 @@ def small_cnn(num_classes, image_size, shape):
     hidden = (shape or SmallShape()).hidden
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.ReLU(),
+        nn.Conv2d(8, hidden, 3, padding=1), nn.BatchNorm2d(hidden), nn.Softshrink(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, num_classes),
     )  # fmt: skip
+
+
+# --- an op's rule ---
+import torch
+
+from nemo.cut.rules import Pointwise, rule
+
+
+@rule(torch.ops.aten.softshrink.default)
+class Softshrink(Pointwise):
+    """Element by element: output i depends on input i alone."""
+
+
+# --- an alternative ---
+from torch import nn
+
+from nemo.alternatives import alternative
+
+
+@alternative("pixels", label="linear on pixels", budget=False)
+def pixels(context):
+    height, width = context.data.size
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * height * width, len(context.classes())))
+
+
+# --- a metric ---
+from nemo import forms
+from nemo.metrics import metric
+
+
+@metric("separation", "cell", header="Cohesion - coupling", form=forms.plain, tolerance=forms.MASKS)
+def separation(of):
+    """How much more alike the masks of one class are than those of two."""
+    if not of.cell.modular:
+        return None
+    return of.cell.metrics["cohesion"] - of.cell.metrics["coupling"]

@@ -1,15 +1,24 @@
 """docs/extending.md is true: its examples are those of a file that a whole pipeline runs with."""
 
 import copy
+import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from nemo.alternatives import ALTERNATIVES
 from nemo.cli.main import cli
+from nemo.cut.rules.base import RULES
+from nemo.masking.objectives import OBJECTIVES
+from nemo.masking.selectors import SELECTORS
+from nemo.metrics import METRICS
+from nemo.models import MODELS
+from nemo.module.ops import OPS
 from nemo.results import read_result
 from tests.test_config import DEFAULT
 
@@ -17,6 +26,19 @@ ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "tests/example_plugin.py"
 GUIDE = (ROOT / "docs/extending.md").read_text()
 METHODS = ("standard", "sparse", "sparse-strong")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_registered():
+    """Other tests of this process know the names of the package only."""
+    registries = (ALTERNATIVES, METRICS, MODELS, OBJECTIVES, OPS, RULES, SELECTORS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+    for name in [name for name in sys.modules if name.startswith("nemo_plugin_example")]:
+        del sys.modules[name]
 
 
 def blocks(language):
@@ -66,13 +88,22 @@ def project(tmp_path_factory):
             call("masks", *cell)
             call("decompose", *cell, "--subset", "0+1")
             call("finetune", *cell, "--subset", "0+1")
+        if method == "sparse":
+            call("alternatives", *cell)
         call("evaluate", *cell)
+    call("report")
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    call("publish")
     patch.undo()
     return root
 
 
 def result(root, method):
     return read_result(root / f"results/quick/digits/small_cnn/{method}-0.json")
+
+
+def table(root, name):
+    return (root / f"reports/quick/{name}.md").read_text()
 
 
 def test_the_guides_params_name_them_all():
@@ -101,6 +132,46 @@ def test_a_model_of_ones_own_is_cut(project):
     (module,) = modular.modules
     assert module.metrics["parameters"] < standard.metrics["parameters"]
     assert module.metrics["certificate"] < 1e-9
+
+
+def test_a_rule_of_ones_own_lets_its_op_be_cut(project):
+    for method in METHODS[1:]:
+        (module,) = result(project, method).modules
+        assert module.metrics["blocked"] == 0
+
+
+def test_an_alternative_of_ones_own_is_compared(project):
+    rows = {row["alternative"]: row for row in result(project, "sparse").extras["alternatives"]}
+    assert set(rows) == {"random", "pixels"}
+    assert rows["pixels"]["parameters"] == 2 * (3 * 16 * 16 + 1)
+    assert "pixels" in table(project, "alternatives")
+
+
+def test_tables_show_the_methods_by_their_names_and_a_metric_of_ones_own(project):
+    for method in METHODS:
+        assert method in table(project, "T1-models")
+    assert "sparse-strong" in table(project, "T2-modules")
+    assert "Cohesion - coupling" in table(project, "T1-models")
+    with (project / "reports/quick/T1-models.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["standard"]["separation"] == ""
+    found = result(project, "sparse").metrics
+    assert float(rows["sparse"]["separation"]) == pytest.approx(
+        found["cohesion"] - found["coupling"], abs=1e-6
+    )
+
+
+def test_mlflow_has_them_all(project):
+    mlflow = pytest.importorskip("mlflow")
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.role = 'cell'")
+    assert {run.data.tags["method"] for run in runs} == set(METHODS)
+    strong = next(run for run in runs if run.data.tags["method"] == "sparse-strong")
+    assert strong.data.params["sparse.weight"] == "2.0"
+    assert {"accuracy", "nrr", "mask_mean", "separation"} <= set(strong.data.metrics)
+    modules = client.search_runs(experiments, "tags.role = 'module'")
+    assert {run.data.tags["method"] for run in modules} == set(METHODS[1:])
 
 
 def test_the_plan_knows_that_the_file_decides(project):

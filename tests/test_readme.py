@@ -69,7 +69,7 @@ def test_the_results_table_is_the_reports():
     (shown,) = re.findall(r"<!-- results -->\n(.*?)<!-- /results -->", README, re.S)
     numbers = set(re.findall(r"\d+\.\d+", shown))
     assert len(numbers) > 10
-    report = (ROOT / "reports/quick/modules.md").read_text()
+    report = (ROOT / "reports/quick/T2-modules.md").read_text()
     assert numbers <= set(re.findall(r"\d+\.\d+", report))
 
 
