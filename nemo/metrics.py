@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nemo.forms import (
-    ACCURACY, AHEAD, DEAD, EXACT, LOST, MASKS, ROUNDING, SHARE, SIZE, STEP0, SUBSET, WINS, Form,
-    Tolerance, count, percent, plain, points, small, tenth, whole,
-)  # fmt: skip
+from nemo import forms as f
+from nemo.forms import EXACT, Form, Tolerance, percent, plain, points
 from nemo.results import CellResult, ModuleResult, Row
 
 
@@ -191,41 +189,41 @@ def _register(scope: str, *entries: Metric) -> None:
 
 _register(
     "cell",
-    Metric("accuracy", "Accuracy %", percent, ACCURACY),
-    Metric("loss_points", "Loss, points", points, LOST, value=_lost("accuracy")),
-    Metric("best_test_accuracy", "Best test %", percent, ACCURACY, value=_best_test),
-    Metric("val_accuracy", "", percent, ACCURACY),
-    Metric("nrr", "NRR", plain, MASKS),
-    Metric("cohesion", "Cohesion", plain, MASKS),
-    Metric("coupling", "Coupling", plain, MASKS),
-    Metric("dead_layers", "Dead layers", whole, DEAD, spread=False, integer=True),
+    Metric("accuracy", "Accuracy %", percent, f.ACCURACY),
+    Metric("loss_points", "Loss, points", points, f.LOST, value=_lost("accuracy")),
+    Metric("best_test_accuracy", "Best test %", percent, f.ACCURACY, value=_best_test),
+    Metric("val_accuracy", "Validation %", percent, f.ACCURACY),
+    Metric("nrr", "NRR", plain, f.MASKS),
+    Metric("cohesion", "Cohesion", plain, f.MASKS),
+    Metric("coupling", "Coupling", plain, f.MASKS),
+    Metric("dead_layers", "Dead layers", f.whole, f.DEAD, spread=False, integer=True),
     Metric("layers", integer=True),
     Metric("neurons", integer=True),
-    Metric("parameters", "Parameters", count, spread=False, integer=True),
+    Metric("parameters", "Parameters", f.count, spread=False, integer=True),
     Metric("generator_parameters", integer=True),
-    Metric("flops", "FLOPs", count, spread=False, integer=True),
+    Metric("flops", "FLOPs", f.count, spread=False, integer=True),
     Metric("epochs", integer=True),
     Metric("cpu_time", "CPU time", value=_timed("cpu_time"), mlflow=""),
 )
 _register(
     "module",
     Metric("classes", value=_classes, integer=True),
-    Metric("accuracy_standard", "Standard", percent, SUBSET, value=_whole_standard),
-    Metric("accuracy_modular", "Modular", percent, SUBSET, value=_whole_modular),
-    Metric("accuracy_step0", "Step 0", percent, STEP0, ratio="step0_ratio"),
-    Metric("step0_ratio", "", percent, STEP0, value=_of_standard("accuracy_step0")),
-    Metric("accuracy", "Fine-tuned", percent, SUBSET, ratio="accuracy_ratio"),
-    Metric("accuracy_ratio", "", percent, SUBSET, value=_of_standard("accuracy")),
-    Metric("best_test_accuracy", "Best test", percent, SUBSET, value=_best_test),
-    Metric("nrr", "NRR", plain, MASKS),
-    Metric("parameters", "Parameters", count, SIZE, spread=False, ratio="parameters_ratio",
+    Metric("accuracy_standard", "Standard", percent, f.SUBSET, value=_whole_standard),
+    Metric("accuracy_modular", "Modular", percent, f.SUBSET, value=_whole_modular),
+    Metric("accuracy_step0", "Step 0", percent, f.STEP0, ratio="step0_ratio"),
+    Metric("step0_ratio", "", percent, f.STEP0, value=_of_standard("accuracy_step0")),
+    Metric("accuracy", "Fine-tuned", percent, f.SUBSET, ratio="accuracy_ratio"),
+    Metric("accuracy_ratio", "", percent, f.SUBSET, value=_of_standard("accuracy")),
+    Metric("best_test_accuracy", "Best test", percent, f.SUBSET, value=_best_test),
+    Metric("nrr", "NRR", plain, f.MASKS),
+    Metric("parameters", "Parameters", f.count, f.SIZE, spread=False, ratio="parameters_ratio",
            integer=True),
-    Metric("parameters_ratio", "", percent, SIZE, value=_of_standard("parameters")),
-    Metric("bytes", "", count, SIZE, integer=True),
-    Metric("flops", "FLOPs", count, SIZE, spread=False, ratio="flops_ratio", integer=True),
-    Metric("flops_ratio", "", percent, SIZE, value=_of_standard("flops")),
+    Metric("parameters_ratio", "", percent, f.SIZE, value=_of_standard("parameters")),
+    Metric("bytes", "", f.count, f.SIZE, integer=True),
+    Metric("flops", "FLOPs", f.count, f.SIZE, spread=False, ratio="flops_ratio", integer=True),
+    Metric("flops_ratio", "", percent, f.SIZE, value=_of_standard("flops")),
     Metric("blocked", integer=True),
-    Metric("certificate", "Certificate", small, ROUNDING, spread=False, worst=True),
+    Metric("certificate", "Certificate", f.small, f.ROUNDING, spread=False, worst=True),
     *(
         entry
         for batch, text in ((1, "1 image"), (128, "128 images"))
@@ -238,37 +236,37 @@ _register(
 )  # fmt: skip
 _register(
     "objectives",
-    Metric("module_accuracy", "Modules %", percent, SUBSET),
-    Metric("module_parameters_ratio", "Modules' parameters, %", percent, SIZE),
+    Metric("module_accuracy", "Modules %", percent, f.SUBSET),
+    Metric("module_parameters_ratio", "Modules' parameters, %", percent, f.SIZE),
 )
 _register(
     "sensitivity",
-    Metric("val_loss_points", "Validation loss, points", points, LOST),
+    Metric("val_loss_points", "Validation loss, points", points, f.LOST),
     Metric("published_accuracy", "Published %", percent),
 )
 _register(
     "headline",
-    Metric("gain_points", "Gain, points", points, AHEAD),
-    Metric("gain_best_test_points", "Gain, best test", points, AHEAD),
-    Metric("size_reduction", "Size reduction %", percent, SHARE),
-    Metric("parameters_ratio", "Parameters, %", percent, SIZE),
-    Metric("against_parameters_ratio", "Of the other, %", percent, SIZE),
-    Metric("loss_points", "Loss, points", points, LOST),
-    Metric("against_loss_points", "Of the other", points, LOST),
+    Metric("gain_points", "Gain, points", points, f.AHEAD),
+    Metric("gain_best_test_points", "Gain, best test", points, f.AHEAD),
+    Metric("size_reduction", "Size reduction %", percent, f.SHARE),
+    Metric("parameters_ratio", "Parameters, %", percent, f.SIZE),
+    Metric("against_parameters_ratio", "Parameters of the other, %", percent, f.SIZE),
+    Metric("loss_points", "Loss, points", points, f.LOST),
+    Metric("against_loss_points", "Loss of the other", points, f.LOST),
 )
 _register(
     "alternatives",
-    Metric("ahead_points", "Ahead, points", points, AHEAD),
-    Metric("worst_points", "Worst classes", points, AHEAD),
-    Metric("best_points", "Best classes", points, AHEAD),
-    Metric("flops_ratio", "Its FLOPs, %", percent, SIZE),
-    Metric("subsets_ahead", "Ahead in", whole, WINS, spread=False, integer=True),
-    Metric("subsets", "Of", whole, spread=False, integer=True),
+    Metric("ahead_points", "Ahead, points", points, f.AHEAD),
+    Metric("worst_points", "Worst classes", points, f.AHEAD),
+    Metric("best_points", "Best classes", points, f.AHEAD),
+    Metric("flops_ratio", "Its FLOPs, %", percent, f.SIZE),
+    Metric("subsets_ahead", "Ahead in", f.whole, f.WINS, spread=False, integer=True),
+    Metric("subsets", "Of", f.whole, spread=False, integer=True),
 )
 _register(
     "gap",
     *(
-        Metric(name + low, text + (", low" if low else ""), percent, STEP0)
+        Metric(name + low, text + (", low" if low else ""), percent, f.STEP0)
         for low in ("", "_low")
         for name, text in (
             ("soft", "Soft"), ("binary", "Binary"), ("binary_bn", "Binary + BN"),
@@ -279,7 +277,7 @@ _register(
 )  # fmt: skip
 _register(
     "costs",
-    Metric("ms", "ms", tenth),
+    Metric("ms", "ms", f.tenth),
     Metric("ratio", "Ratio", plain),
-    Metric("peak_mb", "Peak MB", tenth),
+    Metric("peak_mb", "Peak MB", f.tenth),
 )

@@ -32,6 +32,7 @@ from typing import Any
 from nemo.cells import Cell
 
 FORMAT = 1
+TIMES = "times"  # the folder beside those of the data sets
 History = list[dict[str, float]]
 Row = dict[str, Any]
 
@@ -119,4 +120,13 @@ def _parse(body: Row) -> CellResult:
 
 def result_files(root: Path, profile: str) -> Iterator[Path]:
     """Every file of results of a profile, in a fixed order."""
-    yield from sorted((root / "results" / profile).glob("*/**/*.json"))
+    folder = root / "results" / profile
+    for path in sorted(folder.glob("*/**/*.json")):
+        if path.relative_to(folder).parts[0] != TIMES:
+            yield path
+
+
+def times_file(root: Path, profile: str, cell: Cell) -> Path:
+    """Where `benchmarks.times` keeps what the cells of a model and seed cost, by any method."""
+    folder = root / "results" / profile / TIMES / cell.dataset
+    return folder / f"{cell.model}-{cell.seed}.json"

@@ -20,7 +20,7 @@ _params = click.option(
 
 @click.command()
 @_params
-@click.option("--show", is_flag=True, help="Print the tables of the finished report.")
+@click.option("--show", is_flag=True, help="Print T1 and T2 of the finished report.")
 @click.option(
     "--check",
     "against",
@@ -43,7 +43,8 @@ def report(params_file: str, show: bool, against: str | None) -> None:
     elif against is not None:
         _check(out, Path(against))
     else:
-        write_report(params, Path(), out)
+        for line in write_report(params, Path(), out):
+            click.echo(f"nemo: {line}", err=True)
         click.echo(f"wrote {out}/index.html")
 
 

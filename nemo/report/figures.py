@@ -1,190 +1,243 @@
-"""The figures: training history, maps of kept neurons, and coupling of classes."""
+"""One figure per table and data set; a point is the mean over seeds, a line its spread."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from nemo.report.results import CellResult, Results
-from nemo.report.sizes import size_accuracy
-from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, colour, figure, spread_labels
-from nemo.report.words import METHODS
+from nemo.forms import percent
+from nemo.metrics import METRICS
+from nemo.report.published import PUBLISHED
+from nemo.report.style import INK, Picture, figure, tones
+from nemo.report.table import Table
 
-
-def draw_all(results: Results, out: Path) -> list[Picture]:
-    """Draw every figure into `out`, data set by data set."""
-    pictures = []
-    for dataset in results.params.datasets:
-        for draw in (size_accuracy, _history):
-            pictures.append(draw(results, dataset, out))
-        for model in results.params.models:
-            cells = [c for c in results.of(dataset, model) if c.masks]
-            first = [c for c in cells if c.cell.seed == results.params.seeds[0]]
-            slug = f"{dataset}-{model.replace('/', '-')}.png"
-            pictures.append(_kept(first, out, f"kept-{slug}", _names(results, dataset)))
-            pictures.append(_coupling(first, out, f"coupling-{slug}", _names(results, dataset)))
-    return pictures
+Frame = pd.DataFrame
+LINES = ("-o", "--s", ":^", "-.v")
+GREY = "#555555"
 
 
-def _names(results: Results, dataset: str) -> list[str]:
-    return [str(name) for name in results.datasets[dataset]["classes"]]
+def draw(table: Table, frame: Frame, folder: Path, dataset: str) -> Picture:
+    """The figure of a table's rows of one data set, in `folder`."""
+    name = f"{table.name}-{dataset}.png"
+    frame = _in_percent(frame, table)
+    how = DRAW[table.name](frame, folder / name)
+    return Picture(name, f"{table.title}, {dataset}", how)
 
 
-def _curves(
-    cells: list[CellResult], column: str
-) -> dict[str, list[tuple[list[float], list[float]]]]:
-    """Per method, one (epochs, values) per seed; cells without the column are left out."""
-    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for cell in cells:
-        rows = [row for row in cell.history if column in row]
-        if rows:
-            line = ([row["epoch"] for row in rows], [row[column] for row in rows])
-            curves.setdefault(cell.cell.method, []).append(line)
-    return curves
+def _in_percent(frame: Frame, table: Table) -> Frame:
+    """With shares as percentages, where tables show them so."""
+    shares = [m.name for m in table.metrics if m.form is percent and m.name in frame]
+    return frame.assign(**{name: 100 * frame[name] for name in shares})
 
 
-def _history(results: Results, dataset: str, out: Path) -> Picture:
-    models = results.params.models
-    name = f"history-{dataset}.png"
-    with figure(out / name, len(models), 2, (8.6, 0.4 + 2.4 * len(models))) as axes:
+def _models(frame: Frame, path: Path) -> str:
+    columns = [c for c in ("accuracy", "nrr", "coupling") if c in frame]
+    with figure(path, 1, len(columns), (9, 0.9 + 0.36 * frame["model"].nunique())) as axes:
+        for axis, column in zip(axes.flat, columns, strict=True):
+            _rows(axis, frame.dropna(subset=[column]), "model", "method", column)
+        _legend(axes, tones(frame["method"]))
+    return "Accuracy, the share of neurons that a class keeps, and the likeness of class masks."
+
+
+def _modules(frame: Frame, path: Path) -> str:
+    frame = frame.assign(
+        kind=frame["alternative"].where(frame["alternative"] != "", frame["method"])
+    )
+    models, subsets = (list(dict.fromkeys(frame[key])) for key in ("model", "subset"))
+    colours = tones(frame["kind"])
+    with figure(path, len(models), len(subsets), (2.1 * len(subsets), 1.9 * len(models))) as axes:
         for row, model in zip(axes, models, strict=True):
-            cells = results.of(dataset, model)
-            _lines(row[0], _curves(cells, "val_accuracy"), 100)
-            _lines(row[1], _curves(cells, "mask_on"), 1)
-            row[0].set(title=model, ylabel="validation accuracy, %")
-            row[1].set(title=" ", ylabel="sample-mask bits on", ylim=(-0.02, 1.02))
-            for axis in row:
-                axis.set_xlabel("epoch")
-    how = (
-        "Left: accuracy on held-out training images (the first eighth of the epochs may lie below "
-        "the axis). Right: the share of sample-mask bits that are "
-        "on, a per-batch statistic that shows when modularizing sets in; it is not the NRR of "
-        "the tables. One thin line per seed."
+            for axis, subset in zip(row, subsets, strict=True):
+                mine = frame[(frame["model"] == model) & (frame["subset"] == subset)]
+                means = mine.groupby("kind", sort=False)[["parameters_ratio", "accuracy"]].mean()
+                for kind, point in means.iterrows():
+                    axis.plot(*point, "o", ms=5, color=colours[str(kind)])
+                front = _front(means)
+                axis.step(front.iloc[:, 0], front.iloc[:, 1], where="post", color="#BBBBBB", lw=1)
+                axis.set_xscale("log")
+                axis.set_xlim(min(10, 0.8 * frame["parameters_ratio"].min()), 125)
+                axis.set_xticks([10, 30, 100], ["10", "30", "100"])
+                axis.set_xticks([], minor=True)
+            row[0].set_ylabel(f"{model}\naccuracy, %")
+        for axis, subset in zip(axes[0], subsets, strict=True):
+            axis.set_title(subset, fontsize=8.5)
+        axes.flat[0].figure.supxlabel("parameters, % of the standard model", fontsize=9)
+        _legend(axes, colours)
+    return (
+        "Size against test accuracy after fine-tuning. The grey line is the Pareto front: nothing "
+        "is above and left of it."
     )
-    title = f"Training history, {results.datasets[dataset]['title']}"
-    return Picture(name, title, how)
 
 
-def _lines(axis: Any, curves: dict[str, list[tuple[list[float], list[float]]]], by: float) -> None:
-    ends, names = [], []
-    last = max((epochs[-1] for lines in curves.values() for epochs, _ in lines), default=1)
-    for method, lines in curves.items():
-        for epochs, values in lines:
-            axis.plot(epochs, [by * v for v in values], color=colour(method), linewidth=1.4)
-        ends.append(fmean(by * values[-1] for _, values in lines))
-        names.append(method)
-    settled = [by * v for lines in curves.values() for e, vs in lines for v in vs[len(vs) // 8 :]]
-    if by == 100 and settled:  # the steep first epochs would flatten what matters
-        axis.set_ylim(min(settled) - 2, min(101, max(settled) + 2))
-    low, high = axis.get_ylim()
-    for end, method in zip(spread_labels(ends, (high - low) * 0.09), names, strict=True):
-        axis.annotate(
-            METHODS.get(method, method),
-            (last, end),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour(method),
-            weight="bold",
-            annotation_clip=False,
-        )
+def _front(means: Frame) -> Frame:
+    """The points that none beats in both size and accuracy, by size."""
+    ordered = means.sort_values(["parameters_ratio", "accuracy"], ascending=[True, False])
+    return ordered[ordered["accuracy"] >= ordered["accuracy"].cummax()]
 
 
-def _panels(
-    cells: list[CellResult],
-    path: Path,
-    size: tuple[float, float],
-    draw: Callable[[Any, CellResult], Any],
-    label: str,
-    across: bool,
-) -> None:
-    """One heat map per method on one shared scale from 0 to 1."""
-    shape = (1, len(cells)) if across else (len(cells), 1)
-    with figure(path, *shape, size) as axes:
-        for axis, cell in zip(axes.flat, cells, strict=True):
-            image = draw(axis, cell)
-            axis.grid(visible=False)
-            axis.tick_params(length=0)
-            axis.spines[:].set_visible(False)
-            axis.set_title(f"{cell.cell.model}, {METHODS.get(cell.cell.method, cell.cell.method)}")
-        bar = axes.flat[0].figure.colorbar(image, ax=list(axes.flat), fraction=0.05, aspect=25)
-        bar.set_label(label)
-        bar.outline.set_visible(False)
+def _objectives(frame: Frame, path: Path) -> str:
+    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
+    with figure(path, 1, 3, (9, 0.8 + 0.36 * frame["row"].nunique())) as axes:
+        for axis, column in zip(axes.flat, ("accuracy", "nrr", "coupling"), strict=True):
+            _rows(axis, frame, "row", "model", column)
+    return "What each loss on the masks does to accuracy, neurons kept and coupling."
 
 
-def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
-    layers = cells[0].masks["layers"] if cells[0].masks else []
-    height = max(1.3, 0.17 * min(len(classes), 40)) + 0.25
-
-    def draw(axis: Any, cell: CellResult) -> Any:
-        assert cell.masks is not None
-        shares = [[k / row["neurons"] for k in row["kept"]] for row in cell.masks["layers"]]
-        grid = [list(column) for column in zip(*shares, strict=True)]
-        image = axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        dead = [(x, y) for x, row in enumerate(cell.masks["layers"]) for y in row["dead"]]
-        if dead:
-            axis.plot(*zip(*dead, strict=True), "x", color=CROSS, markersize=5)
-        _ticks(axis.yaxis, classes)
-        _ticks(axis.xaxis, [row["layer"] for row in cell.masks["layers"]], limit=72)
-        last = cell is cells[-1]
-        axis.tick_params(axis="x", rotation=90, labelsize=7, labelbottom=last)
-        axis.set_ylabel("class")
-        return image
-
-    width = min(14, max(6.5, 2.2 + 0.17 * len(layers)))
-    longest = max((len(row["layer"]) for row in layers), default=0)
-    size = (width, height * len(cells) + 0.5 + 0.065 * longest)
-    _panels(cells, out / name, size, draw, "share of neurons kept", across=False)
-    how = (
-        "Rows are classes, columns the masked layers from input to output. The darker, the more of "
-        "the layer's neurons the class keeps. A cross marks a layer that is dead for the class. "
-        "First seed."
+def _sensitivity(frame: Frame, path: Path) -> str:
+    frame = frame.assign(value=frame["value"].astype(float))
+    trained = frame[frame["accuracy"].notna()] if "accuracy" in frame else frame[:0]
+    trades = list(trained.groupby("model", sort=False))
+    every = frame.groupby(["knob", "model"], sort=False)
+    panels = [(str(k), str(m), rows) for (k, m), rows in every if rows["value"].nunique() > 1]
+    panels.sort(key=lambda panel: panel[0] == "masks.threshold")
+    across = min(5, len(panels) + len(trades))
+    down = -(-(len(panels) + len(trades)) // across)
+    with figure(path, 2 * down, across, (2.4 * across, 4.2 * down)) as axes:
+        columns = [axes[2 * row : 2 * row + 2, c] for row in range(down) for c in range(across)]
+        for column, (model, rows) in zip(columns, trades, strict=False):
+            _trade(column, rows, str(model))
+        for column, (knob, model, rows) in zip(columns[len(trades) :], panels, strict=False):
+            _knob(column, rows, knob, model)
+        for column in columns[len(trades) + len(panels) :]:
+            for axis in column:
+                axis.set_visible(False)
+    return (
+        "First accuracy against the neurons that a class keeps, a line for each knob of a method. "
+        "Then one knob at a time; above accuracy (or coupling), below the neurons kept. Dotted: "
+        "the standard model."
     )
-    return Picture(name, f"Kept neurons, {_what(cells)}", how)
 
 
-def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
-    side = min(5.0, max(2.6, 0.36 * len(classes)))
+def _trade(axes: Any, frame: Frame, model: str) -> None:
+    (axis, below), colours = axes, tones(frame["method"])
+    for number, (names, rows) in enumerate(frame.groupby(["method", "knob"], sort=False)):
+        method, knob = map(str, names)
+        line = rows.groupby("value")[["nrr", "accuracy"]].mean().sort_values("nrr")
+        style = {"ms": 4, "color": colours[method], "label": f"{method}, {knob}"}
+        axis.plot(line["nrr"], line["accuracy"], LINES[number % len(LINES)], **style)
+    axis.set(title=model, xlabel="nrr", ylabel="accuracy")
+    below.set_axis_off()
+    below.legend(*axis.get_legend_handles_labels(), fontsize=7, loc="upper left")
 
-    def draw(axis: Any, cell: CellResult) -> Any:
-        assert cell.masks is not None
-        matrix = cell.masks["coupling_matrix"]
-        pairs = [[None if x == y else v for x, v in enumerate(row)] for y, row in enumerate(matrix)]
-        grid = np.array(pairs, dtype=float)  # a class with itself says nothing: left empty
-        image = axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
-        axis.set_facecolor(EMPTY)
-        _ticks(axis.xaxis, classes)
-        _ticks(axis.yaxis, classes)
-        long = max(map(len, classes)) > 2
-        axis.tick_params(axis="x", rotation=90 if long else 0)
-        axis.set_xlabel(f"mean {cell.masks['coupling']:.3f}")
-        for y, row in enumerate(matrix if len(matrix) <= 10 else []):
-            for x, value in enumerate(row):
-                shade = "white" if value > 0.6 else INK
-                if x != y:
-                    text = f"{value:.2f}".removeprefix("0")
-                    axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=shade)
-        return image
 
-    size = (side * len(cells) + 1.4, side + 0.7)
-    _panels(cells, out / name, size, draw, "Jaccard similarity", across=True)
-    how = (
-        "How much of their neurons two classes share: Jaccard similarity of their class masks. The "
-        "paler, the better separated. The mean over pairs, under each panel, is the coupling of "
-        "the table. First seed."
+def _knob(axes: Any, rows: Frame, knob: str, model: str) -> None:
+    known = "accuracy" in rows and rows["accuracy"].notna().any()
+    upper = "accuracy" if known else "coupling"
+    for axis, y in zip(axes, (upper, "nrr"), strict=True):
+        for number, (method, own) in enumerate(rows.groupby("method", sort=False)):
+            line = own.groupby("value")[y].mean()
+            style = LINES[number % len(LINES)]
+            axis.plot(line.index, line, style, ms=4, color=INK, label=method, lw=1.2)
+        axis.set(ylabel=y, xlabel=knob)
+        if y == "accuracy" and "loss_points" in rows:
+            axis.axhline((rows[y] + rows["loss_points"]).mean(), color=GREY, lw=1, ls=":")
+        if rows["value"].min() > 0 and knob != "masks.threshold":
+            values = sorted(rows["value"].unique())
+            axis.set_xscale("log")
+            axis.set_xticks(values, [f"{value:g}" for value in values])
+            axis.set_xticks([], minor=True)
+    axes[0].set_title(model)
+    if rows["method"].nunique() > 1:
+        axes[1].legend(fontsize=7)
+
+
+def _granularity(frame: Frame, path: Path) -> str:
+    subsets = list(dict.fromkeys(frame["subset"]))
+    colours = tones(frame["granularity"])
+    with figure(path, 1, len(subsets), (2.8 * len(subsets), 2.8)) as axes:
+        for axis, subset in zip(axes.flat, subsets, strict=True):
+            for kind, tone in colours.items():
+                mine = frame[(frame["subset"] == subset) & (frame["granularity"] == kind)]
+                over = mine.groupby("threshold")[["parameters_ratio", "accuracy"]]
+                size, reached = (over.mean()[name] for name in ("parameters_ratio", "accuracy"))
+                spread = over.std()["accuracy"].fillna(0)
+                axis.errorbar(size, reached, spread, fmt="-o", color=tone, label=kind)
+            axis.set(title=subset, xlabel="parameters, % of the standard model")
+        axes.flat[0].set_ylabel("accuracy, %")
+        axes.flat[0].legend(fontsize=8)
+    return "Size against test accuracy after fine-tuning, at several thresholds of class masks."
+
+
+def _costs(frame: Frame, path: Path) -> str:
+    steps = frame[frame["what"].str.startswith("training step")]
+    steps = steps.assign(method=steps["what"].str.removeprefix("training step, "))
+    with figure(path, 1, 2, (7, 0.9 + 0.36 * steps["model"].nunique())) as axes:
+        for axis, column in zip(axes.flat, ("ratio", "peak_mb"), strict=True):
+            _rows(axis, steps, "model", "method", column)
+        _legend(axes, tones(steps["method"]))
+    return "A training step: time over the standard one, and memory."
+
+
+def _headline(frame: Frame, path: Path) -> str:
+    with figure(path, 1, 2, (7, 0.9 + 0.36 * frame["model"].nunique())) as axes:
+        for axis, (column, published) in zip(axes.flat, PUBLISHED.items(), strict=True):
+            _rows(axis, frame, "model", "method", column)
+            axis.axvline(0, color=INK, lw=0.8)
+            by = 1 if column.endswith("_points") else 100
+            axis.axvline(by * published, color="#D55E00", lw=1, ls="--")
+        _legend(axes, tones(frame["method"]))
+    return (
+        "The dashed line is what is published for NeMo, an average over models and two data sets "
+        "at full scale."
     )
-    return Picture(name, f"Coupling of classes, {_what(cells)}", how)
 
 
-def _what(cells: list[CellResult]) -> str:
-    return f"{cells[0].cell.model} on {cells[0].cell.dataset}"
+def _alternatives(frame: Frame, path: Path) -> str:
+    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
+    with figure(path, 1, 1, (6.5, 1 + 0.5 * frame["row"].nunique())) as axes:
+        _rows(axes.flat[0], frame, "row", "alternative", "ahead_points")
+        axes.flat[0].axvline(0, color=INK, lw=0.8)
+        _legend(axes, tones(frame["alternative"]))
+    return "Right of zero the module is better than the alternative; mean of subsets."
 
 
-def _ticks(axis: Any, names: list[str], limit: int = 40) -> None:
-    """Name every position, or about `limit` of them where there are more."""
-    step = -(-len(names) // limit)
-    axis.set_ticks(range(0, len(names), step), [n[:24] for n in names[::step]])
+def _gap(frame: Frame, path: Path) -> str:
+    columns = [name for scope, name in METRICS if scope == "gap" and name in frame]
+    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
+    means = frame.groupby(["row", "seed"], sort=False)[columns].mean().reset_index()  # of subsets
+    tall = means.melt(["row", "seed"], columns, "kind", "accuracy")
+    with figure(path, 1, 1, (6.5, 1 + 0.4 * frame["row"].nunique())) as axes:
+        _rows(axes.flat[0], tall, "row", "kind", "accuracy")
+        axes.flat[0].set_xlabel("validation accuracy, %, mean of subsets")
+        _legend(axes, tones(columns))
+    return "Modules before fine-tuning, from masks of each sample to one mask for all."
+
+
+DRAW: dict[str, Callable[[Frame, Path], str]] = {
+    "T1-models": _models,
+    "T2-modules": _modules,
+    "T3-objectives": _objectives,
+    "T4-sensitivity": _sensitivity,
+    "T5-granularity": _granularity,
+    "T6-costs": _costs,
+    "T7-headline": _headline,
+    "alternatives": _alternatives,
+    "gap": _gap,
+}
+
+
+def _rows(axis: Any, frame: Frame, row: str, kind: str, column: str) -> None:
+    """A line per `row`, a point per `kind` in it."""
+    names, colours = list(dict.fromkeys(frame[row])), tones(frame[kind])
+    spread = frame.groupby([row, kind], sort=False)[column].agg(["mean", "std"])
+    for name, of, mean, std in spread.reset_index().itertuples(index=False):
+        height = len(names) - names.index(name)
+        axis.plot(mean, height, "o", ms=6, color=colours[of])
+        if std == std:  # more than one seed
+            axis.plot([mean - std, mean + std], [height, height], color=colours[of], lw=1.2)
+    axis.set_yticks(range(len(names), 0, -1), names)
+    axis.set_ylim(0.4, len(names) + 0.6)
+    axis.set_xlabel(column)
+
+
+def _legend(axes: Any, colours: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in colours.items()]
+    drawing = axes.flat[0].figure
+    longest = max(map(len, colours))
+    columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * longest)))
+    drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))

@@ -3,60 +3,70 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import astuple
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from nemo.report import words
+from nemo.report.collect import Results
+from nemo.report.diagnosis import diagnose
 from nemo.report.published import NOTHING, beside
-from nemo.report.results import Results
 from nemo.report.style import Picture
-from nemo.report.table import TABLES, grid
+from nemo.report.table import Part, Table
 
 
 def page(
-    results: Results, tables: dict[str, pd.DataFrame], pictures: list[Picture], folder: Path
+    results: Results,
+    tables: words.Frames,
+    sections: list[tuple[Table, list[Part]]],
+    maps: list[Picture],
+    folder: Path,
 ) -> str:
     """The page, with the figures in `folder` inlined."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("nemo.report", ".")
     environment = Environment(
-        loader=loader,
+        loader=PackageLoader("nemo.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
-        profile=results.params.profile,
-        headlines=words.headlines(results),
-        sections=_sections(results, tables),
-        nothing=NOTHING,
-        flags=words.diagnose(results),
-        figures=[(picture, _inline(folder / picture.file)) for picture in pictures],
-        settings=words.settings(results.params),
-    )
-
-
-def _sections(results: Results, tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    sections = []
-    for dataset in results.params.datasets:
-        grids = []
-        for table in TABLES:
-            frame = tables[table.name]
-            grids.append((table, grid(table, frame[frame["dataset"] == dataset])))
-        sections.append(
-            {
-                "title": results.datasets[dataset]["title"],
-                "caption": words.caption(results, dataset),
-                "grids": grids,
-                "beside": beside(results, dataset),
-            }
-        )
-    return sections
+    listed = list(results.listed())
+    others = [cell for cell in results.cells if cell not in listed]
+    titles = {name: about["title"] for name, about in results.datasets.items()}
+    content: dict[str, Any] = {
+        "profile": results.params.profile,
+        "headlines": words.headlines(results, tables),
+        "captions": [words.caption(results, dataset) for dataset in results.datasets],
+        "missing": results.missing,
+        "left_out": results.left_out,
+        "sections": [
+            (
+                table,
+                [
+                    (titles[name], shown, picture, _inline(folder / picture.file))
+                    for name, shown, picture in parts
+                ],
+            )
+            for table, parts in sections
+        ],
+        "beside": [astuple(pair) for name in results.datasets for pair in beside(results, name)],
+        "nothing": NOTHING,
+        "flags": [astuple(flag) for flag in diagnose(results, listed)],
+        "others": [astuple(flag) for flag in diagnose(results, others)],
+        "maps": [(picture, _inline(folder / picture.file)) for picture in maps],
+        "rerun": words.rerun(results),
+        "settings": words.settings(results.params),
+    }
+    return environment.get_template("page.html").render(content)
 
 
 def _inline(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    """As lossless WebP, which is a third of the PNG."""
+    from PIL import Image
+
+    packed = BytesIO()
+    Image.open(path).convert("RGB").save(packed, "webp", lossless=True)
+    return "data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode("ascii")

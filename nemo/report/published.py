@@ -15,15 +15,20 @@ from importlib.resources import files
 from statistics import fmean
 from typing import Any
 
-from nemo.report.results import CellResult, Results
+from nemo.report.collect import Results
 from nemo.report.words import shape_of
+from nemo.results import CellResult
 
-# (metric, is it that of a 3-class sub-task) in published.csv -> the metric in our evaluation files
+# (metric, is it that of a 3-class sub-task) in published.csv -> our metric
 SAME = {
     ("module kernel retention rate", False): "nrr",
     ("cohesion", False): "cohesion",
     ("coupling", False): "coupling",
     ("module kernel retention rate", True): "nrr",
+}
+PUBLISHED_METRICS = {  # of the paper's abstract: averages over models, at full scale
+    "gain_points": ("module accuracy gain", 1),
+    "size_reduction": ("module size reduction", 100),
 }
 NOTHING = "No published figure measures the same thing on this data set and these models."
 
@@ -44,6 +49,12 @@ def published_rows() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
+PUBLISHED = {
+    name: float(next(row["value"] for row in published_rows() if row["metric"] == metric)) / by
+    for name, (metric, by) in PUBLISHED_METRICS.items()
+}
+
+
 def beside(results: Results, dataset: str) -> list[Beside]:
     """The published figures that match cells of `dataset`; empty where none does."""
     title = str(results.datasets[dataset]["title"])
@@ -58,15 +69,13 @@ def beside(results: Results, dataset: str) -> list[Beside]:
             and row["source"].lower().startswith(cell.cell.method)
         ]
         if metric and cells:
-            found += _pairs(results, cells, row, metric, title)
+            found += _pairs(cells, row, metric, title)
     return found
 
 
-def _pairs(
-    results: Results, cells: list[CellResult], row: dict[str, str], metric: str, title: str
-) -> list[Beside]:
+def _pairs(cells: list[CellResult], row: dict[str, str], metric: str, title: str) -> list[Beside]:
     pairs = []
-    name, scale = cells[0].cell, _scale(results, cells[0], title)
+    name, scale = cells[0].cell, _scale(cells[0], title)
     for subset, entries in _entries(cells, "3-class" in row["setting"]).items():
         value = fmean(entry[metric] for entry in entries)
         ours = f"{100 * value:.2f} %" if row["unit"] == "percent" else f"{value:.4f}"
@@ -89,7 +98,6 @@ def _entries(cells: list[CellResult], three_classes: bool) -> dict[str, list[dic
     return groups
 
 
-def _scale(results: Results, cell: CellResult, title: str) -> str:
-    sizes = shape_of(results.params, cell.cell.model)
-    epochs, threshold = len(cell.history), results.params.masks.threshold
-    return f"{title}, {sizes}, {epochs} epochs, threshold {threshold:g}"
+def _scale(cell: CellResult, title: str) -> str:
+    epochs, threshold = len(cell.history), cell.params.get("masks.threshold", 0)
+    return f"{title}, {shape_of(cell)}, {epochs} epochs, threshold {threshold:g}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from nemo.files import writing
+from nemo.masking.objectives import OBJECTIVES
 
-# Okabe and Ito's colours, which the colour-blind tell apart
-COLOURS = {"standard": "#555555", "mwt": "#D55E00", "nemo": "#0072B2"}
+# Okabe and Ito's colours, which the colour-blind tell apart, and greys; methods have their own
+PALETTE = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442", "#000000")
 INK = "#222222"
 MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
 SETTINGS: dict[str, Any] = {
@@ -49,9 +51,16 @@ class Picture:
     how: str
 
 
-def colour(method: str) -> str:
-    """The colour of a method, the same in every figure."""
-    return COLOURS[method]
+def tones(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: a method's own, the same in every figure, or the next one free."""
+    names = list(dict.fromkeys(names))
+    found: dict[str, str] = {}
+    for name in names:
+        own = OBJECTIVES[name].colour if name in OBJECTIVES else ""
+        if own and own not in found.values():
+            found[name] = own
+    free = cycle([tone for tone in PALETTE if tone not in found.values()] or PALETTE)
+    return {name: found[name] if name in found else next(free) for name in names}
 
 
 @contextmanager

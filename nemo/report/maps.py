@@ -1,0 +1,190 @@
+"""Figures of single cells: training history, maps of kept neurons, and coupling of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from nemo.report.collect import Results
+from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, figure, spread_labels, tones
+from nemo.report.words import label as method_label
+from nemo.results import CellResult
+
+
+def draw_maps(results: Results, out: Path) -> list[Picture]:
+    """Draw them into `out`, data set by data set, of the methods that params list."""
+    pictures = []
+    for dataset in results.datasets:
+        pictures.append(_history(results, dataset, out))
+        for model in results.models(dataset):
+            cells = [c for c in results.of(dataset, model) if c.modular]
+            first = [c for c in cells if c.cell.seed == min(c.cell.seed for c in cells)]
+            slug = f"{dataset}-{model.replace('/', '-')}.png"
+            if first:
+                pictures.append(_kept(first, out, f"kept-{slug}", _names(results, dataset)))
+                pictures.append(_coupling(first, out, f"coupling-{slug}", _names(results, dataset)))
+    return pictures
+
+
+def _names(results: Results, dataset: str) -> list[str]:
+    return [str(name) for name in results.datasets[dataset]["classes"]]
+
+
+def _curves(
+    cells: list[CellResult], column: str
+) -> dict[str, list[tuple[list[float], list[float]]]]:
+    """Per method, one (epochs, values) per seed; cells without the column are left out."""
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for cell in cells:
+        rows = [row for row in cell.history if column in row]
+        if rows:
+            line = ([row["epoch"] for row in rows], [row[column] for row in rows])
+            curves.setdefault(cell.cell.method, []).append(line)
+    return curves
+
+
+def _history(results: Results, dataset: str, out: Path) -> Picture:
+    models = results.models(dataset)
+    name = f"history-{dataset}.png"
+    with figure(out / name, len(models), 2, (8.6, 0.4 + 2.4 * len(models))) as axes:
+        for row, model in zip(axes, models, strict=True):
+            cells = results.of(dataset, model)
+            _lines(row[0], _curves(cells, "val_accuracy"), 100)
+            _lines(row[1], _curves(cells, "mask_on"), 1)
+            row[0].set(title=model, ylabel="validation accuracy, %")
+            row[1].set(title=" ", ylabel="sample-mask bits on", ylim=(-0.02, 1.02))
+            for axis in row:
+                axis.set_xlabel("epoch")
+    how = (
+        "Left: accuracy on held-out training images (the first eighth of the epochs may lie below "
+        "the axis). Right: the share of sample-mask bits that are "
+        "on, a per-batch statistic that shows when modularizing sets in; it is not the NRR of "
+        "the tables. One thin line per seed."
+    )
+    title = f"Training history, {results.datasets[dataset]['title']}"
+    return Picture(name, title, how)
+
+
+def _lines(axis: Any, curves: dict[str, list[tuple[list[float], list[float]]]], by: float) -> None:
+    ends, names, colours = [], [], tones(curves)
+    last = max((epochs[-1] for lines in curves.values() for epochs, _ in lines), default=1)
+    for method, lines in curves.items():
+        for epochs, values in lines:
+            axis.plot(epochs, [by * v for v in values], color=colours[method], linewidth=1.4)
+        ends.append(fmean(by * values[-1] for _, values in lines))
+        names.append(method)
+    settled = [by * v for lines in curves.values() for e, vs in lines for v in vs[len(vs) // 8 :]]
+    if by == 100 and settled:  # the steep first epochs would flatten what matters
+        axis.set_ylim(min(settled) - 2, min(101, max(settled) + 2))
+    low, high = axis.get_ylim()
+    for end, method in zip(spread_labels(ends, (high - low) * 0.09), names, strict=True):
+        axis.annotate(
+            method_label(method),
+            (last, end),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=colours[method],
+            weight="bold",
+            annotation_clip=False,
+        )
+
+
+def _panels(
+    cells: list[CellResult],
+    path: Path,
+    size: tuple[float, float],
+    draw: Callable[[Any, CellResult], Any],
+    label: str,
+    across: bool,
+) -> None:
+    """One heat map per method on one shared scale from 0 to 1."""
+    shape = (1, len(cells)) if across else (len(cells), 1)
+    with figure(path, *shape, size) as axes:
+        for axis, cell in zip(axes.flat, cells, strict=True):
+            image = draw(axis, cell)
+            axis.grid(visible=False)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+            axis.set_title(f"{cell.cell.model}, {method_label(cell.cell.method)}")
+        bar = axes.flat[0].figure.colorbar(image, ax=list(axes.flat), fraction=0.05, aspect=25)
+        bar.set_label(label)
+        bar.outline.set_visible(False)
+
+
+def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
+    layers = cells[0].masks["layers"] if cells[0].masks else []
+    height = max(1.3, 0.17 * min(len(classes), 40)) + 0.25
+
+    def draw(axis: Any, cell: CellResult) -> Any:
+        assert cell.masks is not None
+        shares = [[k / row["neurons"] for k in row["kept"]] for row in cell.masks["layers"]]
+        grid = [list(column) for column in zip(*shares, strict=True)]
+        image = axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        dead = [(x, y) for x, row in enumerate(cell.masks["layers"]) for y in row["dead"]]
+        if dead:
+            axis.plot(*zip(*dead, strict=True), "x", color=CROSS, markersize=5)
+        _ticks(axis.yaxis, classes)
+        _ticks(axis.xaxis, [row["layer"] for row in cell.masks["layers"]], limit=72)
+        last = cell is cells[-1]
+        axis.tick_params(axis="x", rotation=90, labelsize=7, labelbottom=last)
+        axis.set_ylabel("class")
+        return image
+
+    width = min(14, max(6.5, 2.2 + 0.17 * len(layers)))
+    longest = max((len(row["layer"]) for row in layers), default=0)
+    size = (width, height * len(cells) + 0.5 + 0.065 * longest)
+    _panels(cells, out / name, size, draw, "share of neurons kept", across=False)
+    how = (
+        "Rows are classes, columns the masked layers from input to output. The darker, the more of "
+        "the layer's neurons the class keeps. A cross marks a layer that is dead for the class. "
+        "First seed."
+    )
+    return Picture(name, f"Kept neurons, {_what(cells)}", how)
+
+
+def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
+    side = min(5.0, max(2.6, 0.36 * len(classes)))
+
+    def draw(axis: Any, cell: CellResult) -> Any:
+        assert cell.masks is not None
+        matrix = cell.masks["coupling_matrix"]
+        pairs = [[None if x == y else v for x, v in enumerate(row)] for y, row in enumerate(matrix)]
+        grid = np.array(pairs, dtype=float)  # a class with itself says nothing: left empty
+        image = axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
+        axis.set_facecolor(EMPTY)
+        _ticks(axis.xaxis, classes)
+        _ticks(axis.yaxis, classes)
+        long = max(map(len, classes)) > 2
+        axis.tick_params(axis="x", rotation=90 if long else 0)
+        axis.set_xlabel(f"mean {cell.masks['coupling']:.3f}")
+        for y, row in enumerate(matrix if len(matrix) <= 10 else []):
+            for x, value in enumerate(row):
+                shade = "white" if value > 0.6 else INK
+                if x != y:
+                    text = f"{value:.2f}".removeprefix("0")
+                    axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=shade)
+        return image
+
+    size = (side * len(cells) + 1.4, side + 0.7)
+    _panels(cells, out / name, size, draw, "Jaccard similarity", across=True)
+    how = (
+        "How much of their neurons two classes share: Jaccard similarity of their class masks. The "
+        "paler, the better separated. The mean over pairs, under each panel, is the coupling of "
+        "the table. First seed."
+    )
+    return Picture(name, f"Coupling of classes, {_what(cells)}", how)
+
+
+def _what(cells: list[CellResult]) -> str:
+    return f"{cells[0].cell.model} on {cells[0].cell.dataset}"
+
+
+def _ticks(axis: Any, names: list[str], limit: int = 40) -> None:
+    """Name every position, or about `limit` of them where there are more."""
+    step = -(-len(names) // limit)
+    axis.set_ticks(range(0, len(names), step), [n[:24] for n in names[::step]])
