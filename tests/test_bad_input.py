@@ -332,7 +332,7 @@ ROWS = {
     "not cut": Row(f"finetune {CELL} --subset all", "modules/all: cannot read"),
     "not fine-tuned": Row(f"evaluate {CELL}", "run `nemo finetune` first", remove(MODULE)),
     "not evaluated": Row("report", "evaluation/pets/resnet18.json is missing"),
-    "no report to show": Row("report --show", "reports/tiny/modular.md is missing"),
+    "no report to show": Row("report --show", "reports/tiny/T1-models.md is missing"),
     "no report to compare with": Row("report --check", "git ls-tree: "),
     # devices, and shapes that do not fit
     "no such GPU": Row(

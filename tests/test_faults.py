@@ -49,7 +49,7 @@ STAGES = {
     f"decompose {CELL} --subset all": (1000, "module.safetensors: File too large"),
     f"finetune {CELL} --subset cat+dog": (1000, "module.safetensors: File too large"),
     f"evaluate {CELL}": (100, "resnet18.json: File too large"),
-    "report": (100, "modular.csv: File too large"),
+    "report": (100, "T1-models.csv: File too large"),
     f"export {MODULE} --to pt2": (1000, "module.pt2"),
 }
 

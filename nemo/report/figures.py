@@ -13,6 +13,7 @@ from nemo.metrics import METRICS
 from nemo.report.published import PUBLISHED
 from nemo.report.style import INK, Picture, figure, tones
 from nemo.report.table import Table
+from nemo.report.words import label
 
 Frame = pd.DataFrame
 LINES = ("-o", "--s", ":^", "-.v")
@@ -236,8 +237,11 @@ def _rows(axis: Any, frame: Frame, row: str, kind: str, column: str) -> None:
 def _legend(axes: Any, colours: dict[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], ls="", marker="o", color=c, label=name) for name, c in colours.items()]
+    marks = [
+        Line2D([], [], ls="", marker="o", color=tone, label=label(name))
+        for name, tone in colours.items()
+    ]
     drawing = axes.flat[0].figure
-    longest = max(map(len, colours))
+    longest = max(len(label(name)) for name in colours)
     columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * longest)))
     drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))

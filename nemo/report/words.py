@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from nemo.alternatives import ALTERNATIVES
 from nemo.config import Params
 from nemo.forms import count
 from nemo.masking.objectives import OBJECTIVES
@@ -19,9 +20,10 @@ LOSS_LIMIT = 3.0  # points of accuracy: the paper's own sign that alpha is too h
 Frames = dict[str, pd.DataFrame]
 
 
-def label(method: str) -> str:
-    """What texts and figures call a method; a variant has the name that params give it."""
-    return OBJECTIVES[method].label if method in OBJECTIVES else method
+def label(name: str) -> str:
+    """What texts and figures call a method or alternative; a variant has its name in params."""
+    found = OBJECTIVES.get(name) or ALTERNATIVES.get(name)
+    return found.label if found else name
 
 
 def caption(results: Results, dataset: str) -> str:
@@ -156,7 +158,7 @@ def _alternatives(frame: pd.DataFrame, title: str) -> list[str]:
         ahead = rows.groupby(["alternative", "model"], sort=False)["ahead_points"]
         each = ahead.agg(["mean", "std"])
         against = [
-            f"against {name}: "
+            f"against {label(name)}: "
             + ", ".join(
                 f"{_signed(points, spread)} on {model}"
                 for model, points, spread in each.loc[name].itertuples()

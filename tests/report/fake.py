@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
-from nemo.cells import MODULAR, Cell, Layout, cells
-from nemo.config import Params
-from nemo.report.results import read_json
+from nemo.cells import Cell, cells
+from nemo.config import Params, check_params
+from nemo.models.registry import family_named
+from nemo.results import FORMAT, result_file, times_file
+from nemo.settings import settings
 
 RECIPE = {"batch_size": 32, "optimizer": "adamw", "momentum": 0.9, "weight_decay": 0.0}
 CLASSES = ["cat", "dog", "ship", "<b>frog</b>"]
@@ -40,39 +41,23 @@ LAYERS = {
 }
 
 
+COST = {"standard": 0.0, "mwt": 0.02, "nemo": 0.01}  # in accuracy
+MACHINE = {"device": "cpu", "machine": "an abacus", "revision": "c0ffee", "threads": 1}
+
+
 def make_params(**changes: Any) -> Params:
-    return Params.model_validate(SETTINGS | changes)
+    return check_params(SETTINGS | changes)
 
 
-def accuracy(cell: Cell) -> float:
+def accuracy(cell: Cell, base: str = "") -> float:
     """Test accuracy of a fake cell: 0.95 less 0.02 (mwt) or 0.01 (nemo), 0.004 more for seed 1."""
-    cost = {"standard": 0.0, "mwt": 0.02, "nemo": 0.01}[cell.method]
-    return round(0.95 - cost + 0.004 * cell.seed, 6)
+    return round(0.95 - COST[base or cell.method] + 0.004 * cell.seed, 6)
 
 
 def make_results(root: Path, params: Params, title: str = "Tiny & real") -> None:
-    """Write evaluation/ and runs/ for every cell of `params`."""
-    layout = Layout(root)
-    for dataset in params.datasets:
-        about = {
-            "name": dataset,
-            "title": title,
-            "classes": CLASSES,
-            "counts": {"train": 1234, "val": 100, "test": 200},
-            "size": [16, 16],
-        }
-        for model in params.models:
-            own = [c for c in cells(params) if (c.dataset, c.model) == (dataset, model)]
-            modular = [c for c in own if c.method in MODULAR]
-            content = {
-                "dataset": about,
-                "model": model,
-                "cells": [_cell(c) for c in own],
-                "modules": [_module(c, s) for c in modular for s in params.subsets],
-            }
-            write_json(layout.evaluation(dataset, model), content)
-            for cell in own:
-                _runs(layout, cell, params)
+    """Write a file of results for every cell of `params`."""
+    for cell in cells(params):
+        write_json(result_file(root, params.profile, cell), result(params, cell, title))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -80,79 +65,126 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def edit(path: Path, group: str, row: int, **changes: Any) -> None:
-    """Change one entry of an evaluation file."""
-    content = read_json(path, path.parent, "evaluate")
-    content[group][row] |= changes
+def edit(path: Path, group: str, row: int | None = None, **changes: Any) -> None:
+    """Change one entry of a file of results, or one of its rows."""
+    content = json.loads(path.read_text())
+    (content[group] if row is None else content[group][row]).update(changes)
     write_json(path, content)
 
 
-def _cell(cell: Cell) -> dict[str, Any]:
-    row = {
-        "method": cell.method,
-        "seed": cell.seed,
-        "accuracy": accuracy(cell),
-        "val_accuracy": 0.96,
+def result(params: Params, cell: Cell, title: str = "Tiny & real") -> dict[str, Any]:
+    """What the evaluation of a cell leaves; plausible, and a plain function of the cell."""
+    base, family = params.base_of(cell.method), family_named(cell.model)
+    metrics: dict[str, Any] = {
+        "accuracy": accuracy(cell, base.name),
+        "val_accuracy": 0.96 - COST[base.name],
         "parameters": 704_000,
         "flops": 18_000_000,
-        "generator_parameters": 0 if cell.method == "standard" else 350_000,
+        "epochs": 3,
+        "generator_parameters": 350_000 if base.modular else 0,
     }
-    if cell.method in MODULAR:
-        row |= {"nrr": 0.2 + 0.02 * cell.seed, "cohesion": 0.9, "coupling": 0.3}
-        row |= {"layers": len(LAYERS[cell.model]), "dead_layers": cell.seed}
-    return row
-
-
-def _module(cell: Cell, subset: str) -> dict[str, Any]:
-    classes = [0, 1] if subset == "0+1" else [0, 1, 2, 3]
-    ratio = 0.05 * len(classes) + (0.03 if cell.method == "mwt" else 0)
+    if base.modular:
+        layers = len(LAYERS[cell.model])
+        metrics |= {"nrr": 0.2 + 0.02 * cell.seed, "cohesion": 0.9, "coupling": 0.3}
+        metrics |= {"layers": layers, "dead_layers": cell.seed, "neurons": 40 * layers}
+    loss = 0.01 if base.modular else -0.01
     return {
-        "method": cell.method,
-        "seed": cell.seed,
+        "format": FORMAT,
+        "profile": params.profile,
+        "cell": {"dataset": cell.dataset, "model": cell.model, "method": cell.method,
+                 "seed": cell.seed},
+        "base": base.name,
+        "family": family,
+        "params": settings(params, cell, family),
+        "data": {
+            "name": cell.dataset,
+            "title": title,
+            "classes": CLASSES,
+            "counts": {"train": 1234, "val": 100, "test": 200},
+            "size": [16, 16],
+            "sha256": "5a1e",
+        },
+        "made": {"trained": MACHINE, "evaluated": MACHINE},
+        "metrics": metrics,
+        "subsets": {s: 0.98 - loss - 0.01 * len(classes_of(s)) for s in params.subsets},
+        "history": _history(cell, base.name, base.modular),
+        "masks": _masks(cell) if base.modular else None,
+        "modules": [_module(cell, base.name, s) for s in params.subsets] if base.modular else [],
+    }  # fmt: skip
+
+
+def classes_of(subset: str) -> list[int]:
+    return [0, 1] if subset == "0+1" else [0, 1, 2, 3]
+
+
+def _module(cell: Cell, base: str, subset: str) -> dict[str, Any]:
+    classes = classes_of(subset)
+    ratio = 0.05 * len(classes) + (0.03 if base == "mwt" else 0)
+    return {
         "subset": subset,
         "classes": classes,
-        "accuracy_standard": 0.99 - 0.01 * len(classes),
-        "accuracy_modular": 0.97 - 0.01 * len(classes),
         "accuracy_step0": 0.5 + 0.1 * cell.seed,
         "accuracy": 0.985 - 0.01 * len(classes),
         "nrr": 0.1 * len(classes),
         "parameters": round(704_000 * ratio),
+        "bytes": 4 * round(704_000 * ratio),
         "flops": round(18_000_000 * (ratio + 0.1)),
-        "parameters_ratio": round(ratio, 6),
-        "flops_ratio": round(ratio + 0.1, 6),
         "certificate": 2.5e-14,
+        "vacuous": False,
         "blocked": 0,
+        "history": [
+            {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9},
+            {"epoch": 2, "loss": 0.4, "val_accuracy": 0.97},
+        ],
     }
 
 
-def _runs(layout: Layout, cell: Cell, params: Params) -> None:
-    train = layout.train(cell)
-    base = {"standard": 0.0, "mwt": 0.02, "nemo": 0.01}[cell.method]
+def _history(cell: Cell, base: str, modular: bool) -> list[dict[str, float]]:
     rows = []
     for epoch in (1, 2, 3):
         rise = 0.2 / epoch
         row = {"epoch": epoch, "lr": 0.002 / epoch, "loss": 1 / epoch, "task": 0.8 / epoch}
-        row |= {"train_accuracy": 0.97 - rise, "val_accuracy": 0.96 - base - rise}
-        if cell.method in MODULAR:
+        row |= {"train_accuracy": 0.97 - rise, "val_accuracy": 0.96 - COST[base] - rise}
+        if modular:
             row["mask_on"] = 0.2 + rise
         rows.append(row)
-    write_json(train / "metrics.json", {"val_accuracy": 0.96, "epochs": 3})
-    _write_csv(train / "history.csv", rows)
-    if cell.method not in MODULAR:
-        return
-    write_json(layout.masks(cell) / "metrics.json", _masks(cell))
-    for subset in params.subsets:
-        folder = layout.finetuned(cell, subset)
-        write_json(folder / "module.json", {"subset": subset})
-        write_json(folder / "metrics.json", {"val_accuracy": 0.97, "best_epoch": 2})
-        (folder / "module.safetensors").write_bytes(b"weights")
-        _write_csv(
-            folder / "history.csv",
-            [
-                {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9},
-                {"epoch": 2, "loss": 0.4, "val_accuracy": 0.97},
-            ],
-        )
+    return rows
+
+
+def extras(subsets: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the four measurements that params may ask for besides."""
+    ways = ("soft", "binary", "binary + bn", "mean, low threshold")
+    other = {"accuracy": 0.9, "accuracy_step0": 0.5, "best_test_accuracy": 0.92}
+    other |= {"parameters": 70_400, "flops": 900_000, "best_epoch": 1, "val_accuracy": 0.9}
+    masks = {"nrr": 0.3, "cohesion": 0.8, "coupling": 0.4}
+    return {
+        "alternatives": [
+            {"alternative": name, "subset": s, **other}
+            for name in ("pruned", "standard-tuned")
+            for s in subsets
+        ],
+        "gap": [{"subset": s, **dict.fromkeys(ways, 0.7)} for s in subsets],
+        "thresholds": [{"threshold": t, **masks} for t in (0.1, 0.5)],
+        "granularity": [
+            {"subset": s, "threshold": 0.5, "granularity": kind, **other}
+            for s in subsets
+            for kind in ("neurons", "heads")
+        ],
+    }
+
+
+def make_times(root: Path, params: Params, cell: Cell) -> None:
+    """What `benchmarks.times` would leave of the cells of a model and seed."""
+    latency = [
+        {"method": m, "subset": s, "batch": batch, "ms": 2.0 * batch, "ratio": 0.5}
+        for m in params.methods
+        for s in ("all", *params.subsets)
+        for batch in (1, 128)
+    ]
+    training = [{"method": m, "ms": 50.0, "ratio": 1.25, "peak_mb": 90.0} for m in params.methods]
+    operations = [{"what": "decompose", "subset": s, "seconds": 0.5} for s in params.subsets]
+    rows = {"latency": latency, "training": training, "operations": operations}
+    write_json(times_file(root, params.profile, cell), rows)
 
 
 def _masks(cell: Cell) -> dict[str, Any]:
@@ -178,11 +210,3 @@ def _masks(cell: Cell) -> dict[str, Any]:
         "coupling_matrix": matrix,
         "layers": layers,
     }
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

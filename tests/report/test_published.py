@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nemo.report.collect import collect
 from nemo.report.published import NOTHING, Beside, beside, published_rows
-from nemo.report.results import read_results
 from tests.report.fake import make_params, make_results
 
 
 def pairs(root: Path, title: str, **changes: Any) -> list[Beside]:
     params = make_params(**changes)
     make_results(root, params, title)
-    return beside(read_results(params, root), "tiny")
+    return beside(collect(params, root), "tiny")
 
 
 def test_mwt_on_resnet18_and_cifar10_has_its_three_mask_metrics(tmp_path: Path) -> None:

@@ -14,12 +14,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nemo.cells import Cell, Layout
+from nemo.cells import Cell
+from nemo.config import Params
+from nemo.forms import count, points
 from nemo.report import render_tables, write_report
-from nemo.report.results import MissingResultError, read_results
+from nemo.report.collect import Results, collect
+from nemo.report.diagnosis import diagnose
 from nemo.report.style import spread_labels
-from nemo.report.table import count, points
-from nemo.report.words import diagnose, headlines
+from nemo.report.tables import frames
+from nemo.report.words import headlines
+from nemo.results import MissingResultError, result_file
 from tests.report.fake import accuracy, edit, make_params, make_results
 
 PARAMS = make_params()
@@ -38,20 +42,25 @@ def out(root: Path) -> Path:
     return root / "reports" / "fake"
 
 
+def path_of(root: Path, model: str, method: str, seed: int = 0) -> Path:
+    return result_file(root, "fake", Cell("tiny", model, method, seed))
+
+
 def markdown_rows(text: str) -> dict[tuple[str, ...], list[str]]:
     """Rows of a Markdown file's tables by their first two columns."""
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines()]
     return {tuple(row[:2]): row for row in rows if len(row) > 2}
 
 
-def test_modular_csv_has_a_row_per_cell(out: Path) -> None:
-    frame = pd.read_csv(out / "modular.csv").set_index(["dataset", "model", "method", "seed"])
+def test_t1_has_a_row_per_cell(out: Path) -> None:
+    frame = pd.read_csv(out / "T1-models.csv").set_index(["dataset", "model", "method", "seed"])
     assert len(frame) == 2 * 3 * 2
     for key, row in frame.iterrows():
         assert isinstance(key, tuple)
         cell = Cell(*key)
         standard = accuracy(Cell(cell.dataset, cell.model, "standard", cell.seed))
         assert row["accuracy"] == accuracy(cell)
+        assert row["device"] == "CPU"
         if cell.method == "standard":
             assert pd.isna(row["loss_points"])
             assert pd.isna(row["nrr"])
@@ -63,40 +72,45 @@ def test_modular_csv_has_a_row_per_cell(out: Path) -> None:
         assert row["epochs"] == 3
 
 
-def test_modules_csv_has_a_row_per_module(root: Path, out: Path) -> None:
-    frame = pd.read_csv(out / "modules.csv", dtype={"subset": str})
-    assert len(frame) == 2 * 2 * 2 * 2
+def test_t2_has_a_row_per_module_and_for_the_standard_model(root: Path, out: Path) -> None:
+    frame = pd.read_csv(out / "T2-modules.csv", dtype={"subset": str})
+    assert len(frame) == 2 * 2 * 3 * 2
     for row in frame.to_dict("records"):
-        content = json.loads(Layout(root).evaluation("tiny", row["model"]).read_text())
-        (entry,) = [
-            m
-            for m in content["modules"]
-            if all(m[k] == row[k] for k in ("method", "subset", "seed"))
-        ]
+        cell = Cell("tiny", row["model"], row["method"], row["seed"])
+        content = json.loads(result_file(root, "fake", cell).read_text())
+        standard = json.loads(path_of(root, row["model"], "standard", row["seed"]).read_text())
+        before = standard["subsets"][row["subset"]]
+        assert row["accuracy_standard"] == pytest.approx(before)
+        if row["method"] == "standard":
+            assert row["accuracy"] == before
+            continue
+        (entry,) = [m for m in content["modules"] if m["subset"] == row["subset"]]
         assert row["classes"] == len(entry["classes"])
-        for name in set(entry) - {"classes", "method", "subset", "seed"}:
+        assert row["accuracy_modular"] == pytest.approx(content["subsets"][row["subset"]])
+        assert row["accuracy_ratio"] == pytest.approx(entry["accuracy"] / before, rel=1e-5)
+        assert row["parameters_ratio"] == pytest.approx(entry["parameters"] / 704_000)
+        for name in set(entry) - {"classes", "subset", "vacuous", "history"}:
             assert row[name] == pytest.approx(entry[name]), name
 
 
 def test_markdown_shows_mean_and_sd_over_seeds(out: Path) -> None:
-    text = (out / "modular.md").read_text()
-    rows = markdown_rows(text)
+    rows = markdown_rows((out / "T1-models.md").read_text())
     two = [100 * accuracy(Cell("tiny", "resnet18", "nemo", seed)) for seed in (0, 1)]
     assert rows["resnet18", "nemo"][2] == f"{fmean(two):.1f} ± {stdev(two):.1f}"
-    assert rows["resnet18", "standard"][3:8] == [""] * 5
-    assert rows["resnet18", "nemo"][8] == "704 k"
-    modules = (out / "modules.md").read_text()
+    assert rows["resnet18", "standard"][3] == ""
+    assert rows["resnet18", "nemo"][-2] == "704 k"
+    modules = (out / "T2-modules.md").read_text()
     assert "70.4 k (10 %)" in modules
 
 
 def test_every_table_says_its_scale(out: Path) -> None:
-    for name in ("modular.md", "modules.md", "index.html"):
+    for name in ("T1-models.md", "T2-modules.md", "index.html"):
         text = (out / name).read_text().replace("&amp;", "&")
         for part in (
             "Tiny & real: 1,234 train, 100 val, 200 test images of 16 x 16 px, 4 classes",
-            "resnet18 (width 0.25; 704 k parameters): 3 epochs, modules fine-tuned for 2",
-            "vit_small (dim 64, depth 4, heads 4, patch 4",
-            "Seeds 0, 1; profile fake",
+            "resnet18 (width 0.25; 704 k parameters), vit_small (dim 64, depth 4, heads 4, patch 4",
+            "parameters): 3 epochs, modules fine-tuned for 2",
+            "Seeds 0, 1; profile fake. Trained on: an abacus.",
         ):
             assert part in text, (name, part)
 
@@ -105,7 +119,7 @@ def test_one_seed_shows_no_sd(tmp_path: Path) -> None:
     params = make_params(seeds=[0], models=["vit_small"])
     make_results(tmp_path, params)
     write_report(params, tmp_path, tmp_path / "report")
-    assert "±" not in (tmp_path / "report" / "modular.md").read_text()
+    assert "±" not in (tmp_path / "report" / "T1-models.md").read_text()
 
 
 def test_metrics_json_is_small_and_numeric(out: Path) -> None:
@@ -129,7 +143,8 @@ def test_the_page_needs_nothing_from_outside(out: Path) -> None:
     page = (out / "index.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert not re.search(r"https?://|@import|url\(|<script|<link", page)
-    assert page.count("data:image/png;base64,") == len(list(out.glob("figures/*.png"))) == 6
+    figures = len(list(out.glob("figures/*.png")))
+    assert page.count("data:image/webp;base64,") == figures == 3 + 1 + 2 * 2
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -154,49 +169,6 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_files_of_cells_that_params_no_longer_list_stay_out(root: Path, tmp_path: Path) -> None:
-    fewer = make_params(models=["vit_small"], methods=["standard", "nemo"], seeds=[1])
-    write_report(fewer, root, tmp_path / "fewer")
-    frame = pd.read_csv(tmp_path / "fewer" / "modular.csv")
-    assert frame[["model", "method", "seed"]].to_numpy().tolist() == [
-        ["vit_small", "standard", 1],
-        ["vit_small", "nemo", 1],
-    ]
-
-
-NEMO = Path("runs/tiny/resnet18/nemo-0")
-
-
-@pytest.mark.parametrize(
-    ("file", "command"),
-    [
-        (Path("evaluation/tiny/resnet18.json"), "nemo evaluate"),
-        (NEMO / "train/history.csv", "nemo train"),
-        (NEMO / "masks/metrics.json", "nemo masks"),
-        (NEMO / "finetuned/all/history.csv", "nemo finetune"),
-    ],
-)
-def test_a_missing_or_broken_file_is_one_clear_line(
-    tmp_path: Path, file: Path, command: str
-) -> None:
-    make_results(tmp_path, PARAMS)
-    for change in (lambda path: path.write_text("epoch\n{"), lambda path: path.unlink()):
-        change(tmp_path / file)
-        with pytest.raises(MissingResultError) as caught:
-            write_report(PARAMS, tmp_path, tmp_path / "report")
-        message = str(caught.value)
-        assert message.startswith(file.as_posix())
-        assert command in message
-        assert len(message.splitlines()) == 1
-    assert not (tmp_path / "report").exists()
-
-
-def test_a_missing_cell_or_subset_is_named(root: Path, tmp_path: Path) -> None:
-    for changes, text in ({"seeds": [7]}, "seed 7"), ({"subsets": ["1+2"]}, "subset 1+2"):
-        with pytest.raises(MissingResultError, match=re.escape(text)):
-            write_report(make_params(**changes), root, tmp_path / "report")
-
-
 def test_a_folder_that_is_no_report_is_not_replaced(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="no report"):
@@ -207,9 +179,9 @@ def test_a_folder_that_is_no_report_is_not_replaced(root: Path, tmp_path: Path) 
 def test_the_tables_print(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     render_tables(out)
     printed = capsys.readouterr().out
-    assert (out / "modular.md").read_text() in printed
+    assert (out / "T1-models.md").read_text() in printed
     assert "| resnet18  | nemo" in printed
-    with pytest.raises(MissingResultError, match=r"modular\.md is missing"):
+    with pytest.raises(MissingResultError, match=r"T1-models\.md is missing"):
         render_tables(tmp_path)
 
 
@@ -225,39 +197,48 @@ def test_the_tables_print_framed_on_a_terminal(
     assert "|:--" not in printed
 
 
-def test_the_headline_follows_the_numbers(tmp_path: Path) -> None:
+def one_cell(tmp_path: Path) -> Params:
     params = make_params(models=["vit_small"], seeds=[0])
     make_results(tmp_path, params)
-    path = Layout(tmp_path).evaluation("tiny", "vit_small")
-    (good,) = headlines(read_results(params, tmp_path))
+    return params
+
+
+def said(results: Results) -> str:
+    return "\n".join(headlines(results, frames(results)))
+
+
+def test_the_headline_follows_the_numbers(tmp_path: Path) -> None:
+    params = one_cell(tmp_path)
+    good = said(collect(params, tmp_path))
     assert "vit_small 95.0 → 94.0 % with 20 % of the neurons" in good
+    assert "standard → NeMo" in good
     assert "no model loses more than 1.0 points" in good
     assert "hold 15 % of the standard model's parameters" in good
-    edit(path, "cells", 2, accuracy=0.9)
-    (bad,) = headlines(read_results(params, tmp_path))
+    edit(path_of(tmp_path, "vit_small", "nemo"), "metrics", accuracy=0.9)
+    bad = said(collect(params, tmp_path))
     assert "one model loses 5.0 points, more than the 3 that are acceptable" in bad
 
 
 @pytest.mark.parametrize(
-    ("group", "row", "change", "evidence"),
+    ("method", "group", "row", "change", "evidence"),
     [
-        ("cells", 2, {"accuracy": 0.9}, "loses 5.0 points"),
-        ("cells", 2, {"coupling": 0.81}, "coupling 0.810"),
-        ("cells", 1, {"cohesion": 0.42}, "cohesion 0.420"),
-        ("cells", 1, {"dead_layers": 4}, "4 of 12 masked layers"),
-        ("modules", 3, {"accuracy": 0.7}, "from 50.0 to 70.0 %, 25.0 points below"),
-        ("modules", 0, {"certificate": 1e-3}, "certificate 1.0e-03"),
-        ("modules", 0, {"blocked": 2}, "2 operations"),
+        ("nemo", "metrics", None, {"accuracy": 0.9}, "loses 5.0 points"),
+        ("nemo", "metrics", None, {"coupling": 0.81}, "coupling 0.810"),
+        ("mwt", "metrics", None, {"cohesion": 0.42}, "cohesion 0.420"),
+        ("mwt", "metrics", None, {"dead_layers": 4}, "4 of 12 masked layers"),
+        ("nemo", "modules", 1, {"accuracy": 0.7}, "from 50.0 to 70.0 %, 25.0 points below"),
+        ("mwt", "modules", 0, {"certificate": 1e-3}, "certificate 1.0e-03"),
+        ("mwt", "modules", 0, {"vacuous": True}, "hardly vary"),
+        ("mwt", "modules", 0, {"blocked": 2}, "2 operations"),
     ],
 )
 def test_each_failure_signature_is_flagged_with_its_evidence(
-    tmp_path: Path, group: str, row: int, change: dict[str, Any], evidence: str
+    tmp_path: Path, method: str, group: str, row: int | None, change: dict[str, Any], evidence: str
 ) -> None:
-    params = make_params(models=["vit_small"], seeds=[0])
-    make_results(tmp_path, params)
-    assert diagnose(read_results(params, tmp_path)) == []
-    edit(Layout(tmp_path).evaluation("tiny", "vit_small"), group, row, **change)
-    (flag,) = diagnose(read_results(params, tmp_path))
+    params = one_cell(tmp_path)
+    assert diagnose(collect(params, tmp_path)) == []
+    edit(path_of(tmp_path, "vit_small", method), group, row, **change)
+    (flag,) = diagnose(collect(params, tmp_path))
     assert evidence in flag.what
     assert flag.advice
 
