@@ -13,5 +13,5 @@ from nemo.training.cell import train_cell
 def run(params: Params, cell: Cell, layout: Layout, track: bool = False) -> None:
     """What each process of a training does; the main one writes."""
     data = images(params, cell.dataset, layout)
-    with training_run(params, cell, enabled=track and is_main()) as log_epoch:
+    with training_run(params, cell, data.sha256, enabled=track and is_main()) as log_epoch:
         train_cell(params, cell, data, layout.train(cell), log_epoch)

@@ -6,7 +6,7 @@ model is pickled, nothing is reported home. Importing this imports neither MLflo
 """
 
 from nemo.tracking.live import RunLogger, training_run
-from nemo.tracking.publish import Summary, publish
+from nemo.tracking.publish import Summary, publish, publish_quietly
 from nemo.tracking.store import TrackingError
 
-__all__ = ["RunLogger", "Summary", "TrackingError", "publish", "training_run"]
+__all__ = ["RunLogger", "Summary", "TrackingError", "publish", "publish_quietly", "training_run"]

@@ -17,16 +17,11 @@ from queue import Empty, SimpleQueue
 
 from nemo.cells import Cell
 from nemo.config import Params
-from nemo.tracking.records import Record, cell_record
-from nemo.tracking.store import (
-    Point,
-    Store,
-    import_client,
-    log_points,
-    one_line,
-    patiently,
-    points,
-)
+from nemo.models.registry import family_named
+from nemo.settings import settings
+from nemo.tracking.patience import Patience
+from nemo.tracking.records import Point, Record, cell_key, curves, open_record
+from nemo.tracking.store import Store, import_client, one_line
 
 FLUSH_SECONDS = 2.0  # a write costs 0.1 s, too much for epochs of half a second
 PATIENCE = 8.0  # seconds that MLflow may cost a training in all: its import, and the last writes
@@ -38,8 +33,9 @@ _log = logging.getLogger(__name__)
 class RunLogger:
     """Writes a training's epochs to the store from a thread; warns once where that fails."""
 
-    def __init__(self, root: Path, record: Record, patience: float) -> None:
-        self._root, self._record, self._patience = root, record, max(patience, LAST_WRITES)
+    def __init__(self, root: Path, key: str, record: Record, patience: float) -> None:
+        self._root, self._key, self._record = root, key, record
+        self._patience = max(patience, LAST_WRITES)
         self._queue: SimpleQueue[list[Point] | str] = SimpleQueue()  # points, at last a status
         self._warned = False
         self._writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
@@ -47,7 +43,7 @@ class RunLogger:
 
     def log_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch's row of history.csv, in at most one write in two seconds."""
-        self._queue.put(points([{**metrics, "epoch": epoch}]))
+        self._queue.put(curves([{**metrics, "epoch": epoch}]))
 
     def finish(self, status: str) -> None:
         """Close the run; one whose store does not take it in time stays open, for `publish`."""
@@ -58,13 +54,14 @@ class RunLogger:
 
     def _write(self) -> None:
         try:
-            store = Store.connect(self._root)
-            run_id = patiently(lambda: store.reopen_or_create(self._record))
+            store = Store.connect(self._root, Patience(self._patience))
+            run_id = store.reopen_or_create(self._key, self._record)
             status = None
             while status is None:
                 pending, status = self._collect()
-                log_points(store.client, run_id, pending)
-            patiently(lambda: store.client.set_terminated(run_id, status))
+                if pending:
+                    store.log(run_id, pending)
+            store.client.set_terminated(run_id, status)
         except Exception as error:  # whatever a store or its client raises: training goes on
             self._warn(one_line(error))
 
@@ -90,13 +87,13 @@ class RunLogger:
 
 @contextmanager
 def training_run(
-    params: Params, cell: Cell, *, enabled: bool = True, root: Path = Path()
+    params: Params, cell: Cell, data_sha256: str, *, enabled: bool = True, root: Path = Path()
 ) -> Iterator[OnEpoch]:
     """The MLflow run of a training. Neither entering, logging nor leaving ever raises.
 
     A run that an interrupted training of the same params left open is continued.
     """
-    logger = _open(params, cell, root) if enabled else None
+    logger = _open(params, cell, data_sha256, root) if enabled else None
     if logger is None:
         yield lambda epoch, metrics: None
         return
@@ -108,12 +105,14 @@ def training_run(
     logger.finish("FINISHED")
 
 
-def _open(params: Params, cell: Cell, root: Path) -> RunLogger | None:
+def _open(params: Params, cell: Cell, data_sha256: str, root: Path) -> RunLogger | None:
     start = time.monotonic()
     try:
         import_client()  # here, as two threads must not import parts of one library at once
-        record = cell_record(params, cell, root)
-        return RunLogger(root, record, PATIENCE - (time.monotonic() - start))
+        values = settings(params, cell, family_named(cell.model))
+        key = cell_key(params.profile, cell, values, data_sha256)
+        record = open_record(params.profile, cell, params.base_of(cell.method).name, values)
+        return RunLogger(root, key, record, PATIENCE - (time.monotonic() - start))
     except ImportError:
         _log.warning("MLflow is not installed: curves are in history.csv only")
     except Exception as error:  # whatever MLflow raises when imported: training goes on

@@ -1,120 +1,119 @@
-"""What a run says: names, params, metrics and curves of a cell or module, from finished files."""
+"""What a run says of a cell or a module: its key, name, tags, params, curves and figures.
+
+All of it comes from the cell's own file of results, which states what made it. A run that training
+opens has the same key and params, so that the finished results complete it (ours).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import subprocess
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from nemo.cells import Cell
+from nemo.files import rounded
+from nemo.metrics import Subject, logged
+from nemo.results import CellResult, History, ModuleResult
 
-from nemo.cells import MODULAR, Cell
-from nemo.config import MODEL_FAMILIES, Family, Params, PerFamily
-from nemo.report.results import CellResult, History, ModuleResult
-
-ARTEFACT = ("module.json", "module.safetensors", "metrics.json")
+Point = tuple[str, float, int]  # name, value, step
+# Sections of params.yaml that every method has; another one is the objective's own.
+SHARED = ("data", "architecture", "train", "masks", "finetune")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as it should stand in MLflow; `metrics` is empty while it is training."""
+    """A run as it should stand in the store; without `points` while it is training."""
 
-    key: str
     tags: dict[str, str]
-    params: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    curves: History = field(default_factory=list)
-    content: dict[str, Any] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
+    params: dict[str, Any]
+    points: list[Point] = field(default_factory=list)
 
 
-def cell_record(params: Params, cell: Cell, root: Path, result: CellResult | None = None) -> Record:
-    settings = _settings(params, cell)
-    about = {name: str(value) for name, value in asdict(cell).items()}
-    tags = {"mlflow.runName": cell.name, "role": "cell", "profile": params.profile, **about}
-    if "DVC_EXP_NAME" in os.environ:
-        tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
-    tags |= _revision(root)
-    key = digest([params.profile, settings])
-    if result is None:
-        return Record(key, tags, settings)
-    names = ("accuracy", "nrr", "cohesion", "coupling", "parameters", "flops", "dead_layers")
-    metrics = {n: float(result.metrics[n]) for n in names if result.metrics.get(n) is not None}
-    return Record(key, tags, settings, metrics, result.history, result.metrics)
+def cell_key(profile: str, cell: Cell, settings: Mapping[str, Any], data_sha256: str) -> str:
+    """What names a cell's runs: equal exactly where profile, cell, settings and images are.
+
+    Args:
+        settings: `nemo.settings.settings`, or `params` of the cell's file of results.
+    """
+    return digest([profile, asdict(cell), rounded(dict(settings)), data_sha256])
 
 
-def module_record(params: Params, result: CellResult, module: ModuleResult, parent: str) -> Record:
-    names = (
-        *("accuracy", "accuracy_step0", "accuracy_standard", "accuracy_modular", "nrr"),
-        *("parameters", "bytes", "flops", "parameters_ratio", "flops_ratio", "certificate"),
-    )
-    metrics = {n: float(module.metrics[n]) for n in names if module.metrics.get(n) is not None}
+def open_record(profile: str, cell: Cell, base: str, settings: Mapping[str, Any]) -> Record:
+    """The run of a cell before it has results."""
     tags = {
-        "mlflow.runName": f"{result.cell.name}: {module.subset}",
+        "mlflow.runName": _name(cell, settings),
+        "role": "cell",
+        "profile": profile,
+        "base": base,
+        **{name: str(value) for name, value in asdict(cell).items()},
+    }
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        tags["dvc.experiment"] = experiment
+    return Record(tags, asdict(cell) | rounded(dict(settings)))
+
+
+def cell_record(result: CellResult, standard: CellResult | None) -> Record:
+    """The finished run of a cell; `standard` is the standard model that it is compared with."""
+    record = open_record(result.profile, result.cell, result.base, result.params)
+    revision = result.made.get("trained", {}).get("revision")
+    tags = record.tags | ({"mlflow.source.git.commit": revision} if revision else {})
+    return Record(tags, record.params, _points(result.history, Subject(result, standard)))
+
+
+def module_record(
+    result: CellResult, module: ModuleResult, standard: CellResult | None, parent: str
+) -> Record:
+    """The run of a module, below that of its cell, whose id is `parent`."""
+    cell = cell_record(result, None)
+    tags = cell.tags | {
+        "mlflow.runName": f"{module.subset} {cell.tags['mlflow.runName']}",
         "mlflow.parentRunId": parent,
         "role": "module",
-        "profile": params.profile,
         "subset": module.subset,
     }
-    settings = {**_settings(params, result.cell), "subset": module.subset}
-    files = [module.folder / name for name in ARTEFACT if (module.folder / name).is_file()]
-    key = f"{parent}/{module.subset}"
-    return Record(key, tags, settings, metrics, module.history, module.metrics, files)
+    found = _points(module.history, Subject(result, standard, module))
+    return Record(tags, cell.params | {"subset": module.subset}, found)
 
 
-def _settings(params: Params, cell: Cell) -> dict[str, Any]:
-    """What decides the cell's results, under the names that params.yaml has for it."""
-    family = _family(cell.model)
-    settings: dict[str, Any] = asdict(cell)
-    groups: dict[str, BaseModel] = {
-        "data": params.data[cell.dataset].model_copy(update={"memory": None}),  # decides nothing
-        "architecture": params.architecture.of(cell.model),
-        "train": params.train,
-    }
-    if cell.method in MODULAR:
-        groups |= {"masks": params.masks, "finetune": params.finetune}
-        groups |= {"mwt": params.mwt} if cell.method == "mwt" else {"loss": params.loss}
-    for name, group in groups.items():
-        settings |= _flat(name, group, family)
-    for where_and_how in ("train.processes", "finetune.processes"):  # they decide nothing
-        settings.pop(where_and_how, None)
-    return settings
+def curves(rows: History) -> list[Point]:
+    """Every finite number of the rows as (name, value, epoch)."""
+    return [
+        (name, float(value), int(row["epoch"]))
+        for row in rows
+        for name, value in row.items()
+        if name != "epoch" and math.isfinite(value)
+    ]
 
 
-def _flat(prefix: str, group: BaseModel, family: Family) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in group:
-        chosen = value.of(family) if isinstance(value, PerFamily) else value
-        if isinstance(chosen, BaseModel):
-            flat |= _flat(f"{prefix}.{name}", chosen, family)
-        elif chosen is not None:
-            flat[f"{prefix}.{name}"] = chosen
-    return flat
-
-
-def _family(model: str) -> Family:
-    if model in MODEL_FAMILIES:
-        return MODEL_FAMILIES[model]
-    import torch
-
-    from nemo.models.registry import build_model, family_of
-
-    with torch.device("meta"):  # a timm model: its layers decide, no weights are needed
-        return family_of(model, build_model(model, 2, 224))
-
-
-def _revision(root: Path) -> dict[str, str]:
-    with suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-        return {"mlflow.source.git.commit": done.stdout.strip()}
-    return {}
+def objective_keys(settings: Mapping[str, Any]) -> list[str]:
+    """The numbers among an objective's own settings, such as loss.alpha and loss.tau."""
+    return sorted(
+        key
+        for key, value in settings.items()
+        if key.split(".")[0] not in SHARED
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+    )
 
 
 def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _points(history: History, subject: Subject) -> list[Point]:
+    """Curves, and the final figures that are not the end of a curve."""
+    found = curves(history)
+    drawn = {name for name, _, _ in found}
+    final = logged(subject).items()
+    return found + [(n, v, 0) for n, v in final if n not in drawn and math.isfinite(v)]
+
+
+def _name(cell: Cell, settings: Mapping[str, Any]) -> str:
+    """nemo-0 a2 t0.5 resnet18 digits: the UI shows about 20 letters, so what differs is first."""
+    keys = objective_keys(settings)
+    strengths = [f"{key.split('.')[-1][0]}{settings[key]:g}" for key in keys]
+    return " ".join([f"{cell.method}-{cell.seed}", *strengths, cell.model, cell.dataset])
