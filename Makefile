@@ -30,18 +30,19 @@ test-lowest: $(READY) ## test params, commands and reports with the oldest click
 	python -m pip install -q --no-warn-conflicts --target $(OLDEST) -c $(OLDEST)-others.txt \
 	  -r $(OLDEST).txt 'numpy<2' # which pandas 2.1 was built for
 	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 python -m pytest -n 2 tests/test_config.py \
-	  tests/test_cli.py tests/test_readme.py tests/report tests/data tests/test_tracking.py
+	  tests/test_cli.py tests/test_readme.py tests/report tests/data tests/test_tracking.py tests/test_tracking_faults.py
 
 lint: $(READY) ## check style and types
 	ruff check
 	ruff format --check
 	mypy
 
-mlflow: $(READY) ## publish the results to MLflow and open its UI on port 5000
+mlflow: $(READY) ## publish the results to MLflow, print where to see them, and open its UI on port 5000
 	nemo publish
 	@case "$$MLFLOW_TRACKING_URI" in \
-	http*) echo "published; the UI is at $$MLFLOW_TRACKING_URI" ;; \
-	*) MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui \
+	http*) ;; \
+	*) echo "the addresses answer once the UI has started; Ctrl-C ends it"; \
+	MLFLOW_DISABLE_TELEMETRY=true exec mlflow ui --workers 1 \
 	  --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" ;; \
 	esac
 
