@@ -15,7 +15,7 @@ from tests.test_models import SMALL
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CI = (ROOT / ".ci/run").read_text()
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "plugins/README.md"]
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
@@ -59,10 +59,19 @@ def test_a_command_is_one_that_ci_runs(document, command):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_every_link_leads_to_a_file(document):
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+def test_every_link_leads_to_a_file_and_a_heading_of_it(document):
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
         if not target.startswith("https://"):
-            assert (document.parent / target).exists(), target
+            name, _, heading = target.partition("#")
+            file = document.parent / name if name else document
+            assert file.exists(), target
+            assert not heading or heading in headings(file), target
+
+
+def headings(file):
+    """The anchors of a Markdown file, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", file.read_text(), re.M)
+    return [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles]
 
 
 def test_the_results_table_is_the_reports():
