@@ -58,7 +58,7 @@ def test_a_command_is_one_that_ci_runs(document, command):
         assert {a for a in arguments if a.startswith("--")} <= options
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_and_a_heading_of_it(document):
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
         if not target.startswith("https://"):
