@@ -44,13 +44,13 @@ def decompose(
         model: any module that torch.export accepts and that maps (B, C, H, W) images to one tensor,
             or a modular model, whose base is taken.
         masks: {layer: bool (N_l,)}, False for the neurons to remove.
-        classes: the classes whose logits are returned, in this order; default `masks.classes` if
-            there is such, else all.
+        classes: the classes whose logits are returned, in this order. The default is
+            `masks.classes` if the masks have it, else all.
         mode: "exact" computes what the masked model computes, proved by a check in float64.
-            "compact" also drops channels of residual streams that their last writer masks off: it
+            "compact" also drops channels of residual streams that their last writer masks off. It
             is smaller and not exact; the check is against the model without these channels.
-        example: (B >= 1, C, H, W), only its shape matters; found from the model by default, which
-            for a modular one is that of `modularize`.
+        example: (B >= 1, C, H, W), of which only the shape matters. The default is the size that
+            `modularize` saw, or that the model declares.
         tolerance: of the check, relative to the standard deviation of the output.
 
     Raises:

@@ -24,7 +24,7 @@ ROUNDING = 1e-13
 def verify(
     module: DecomposedModule, expected: Tensor, build: Builder, tolerance: float
 ) -> dict[str, Any]:
-    """Compare the module, in float64, with what `logits_of` its masked parent are.
+    """Compare the module, in float64, with `expected`, the logits of its masked parent.
 
     Args:
         tolerance: largest error allowed, relative to the standard deviation of `expected`.

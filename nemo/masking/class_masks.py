@@ -30,8 +30,8 @@ class SubsetMasks(dict[str, Tensor]):
 class ClassMasks(dict[str, Tensor]):
     """{layer: bool (C, N_l)}: the neurons each class uses, made by `class_masks`.
 
-    `dead` names, per layer, the classes for which no neuron was ever on and the most frequent
-    5 % stand in.
+    `dead` is {layer: classes} for which no neuron reached even the lowest threshold. Their most
+    frequent 5 % are kept instead.
     """
 
     def __init__(self, masks: Mapping[str, Tensor], dead: Mapping[str, list[int]]) -> None:
@@ -78,7 +78,7 @@ def class_masks(
 ) -> ClassMasks:
     """The neurons each class uses: those on for at least `threshold` of its samples.
 
-    One pass in eval mode that keeps counts only, O(C x K) memory whatever the number of samples.
+    One pass in eval mode. It keeps counts only: O(C x K) memory for any number of samples.
 
     Args:
         modular: from `nemo.modularize`, trained.
@@ -141,9 +141,10 @@ def threshold_masks(
 ) -> Tensor | dict[str, Tensor]:
     """Bool masks of the neurons with frequency >= threshold, per class and layer.
 
-    Where none reaches it, the class lowers the layer's threshold by 0.05 at a time, down to 0.05,
-    until one does. If none reaches 0.05 the layer is dead for the class: its most frequent 5 % (at
-    least one; the lower index wins a tie) are kept, where the authors' code draws random ones.
+    If no neuron of a layer reaches it, the threshold is lowered for this class and layer by 0.05 at
+    a time, down to 0.05. If none reaches 0.05, the layer is dead for the class. Its most frequent
+    5 % are kept then (at least one; the lower index wins a tie). The authors' code draws random
+    ones instead.
 
     Args:
         frequency: (C, N_l), or {layer: (C, N_l)}; values in [0, 1].

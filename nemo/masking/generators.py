@@ -53,11 +53,14 @@ class MaskGenerator(nn.Module):
 class Modular(nn.Module):
     """A model with mask generators on its layers; calling it gives (logits, masks).
 
-    `model` is the model itself, unchanged: its own call ignores the generators, and its state_dict
-    keys are the ones it had. `sites` are the masked layers in call order and `skipped` says why
-    every other one is not. The mask is multiplied into the output of the modules in `overwritable`
-    where it lies, unless they have forward hooks, which may keep it. `input_size` is that of the
-    images it was made for, (channels, height, width).
+    Attributes:
+        model: the model itself, unchanged. Its own call ignores the generators, and its state_dict
+            keys are the ones it had.
+        sites: the masked layers, in call order.
+        skipped: {layer: why it is not masked}.
+        overwritable: modules whose output is masked in place, unless they have forward hooks,
+            which may keep it.
+        input_size: (channels, height, width) of the images it was made for.
     """
 
     def __init__(
@@ -141,12 +144,12 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
 
     Args:
         model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
-        example: a batch of images (B, channels, height, width) to run once, to see which layers are
-            used and in what order; by default of the size the model declares, else 3 x 32 x 32.
-            `decompose` takes its size, too.
+        example: a batch of images (B, channels, height, width). It is run once, to see which
+            layers are used and in what order. By default it has the size that the model declares,
+            else 3 x 32 x 32. `decompose` uses the same size.
 
-    The masks live in hooks that exist during the forward pass only, so reentrant activation
-    checkpointing, which repeats parts of it later, gives wrong gradients.
+    The masks live in hooks that exist during the forward pass only. Reentrant activation
+    checkpointing repeats parts of the pass later, without them, and gives wrong gradients.
 
     Returns:
         A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.

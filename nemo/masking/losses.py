@@ -22,7 +22,7 @@ def contrastive_loss(
     tau: float,
     form: ContrastiveForm = "equation",
 ) -> Tensor:
-    """How badly masks of one class attract each other and those of other classes repel (scalar).
+    """NeMo's loss (scalar): small if masks are alike within a class and unlike between classes.
 
     With s_ij the cosine of the masks of samples i and j in a layer and P(i) the samples of i's
     class, i included: mean over i of -log(sum_{j in P(i)} e^{s_ij/tau} / sum_j e^{s_ij/tau}).
@@ -32,7 +32,7 @@ def contrastive_loss(
         labels: (B,) integers.
         tau: temperature, above 0.
         form: `equation` is the paper's formula. `released` is what the authors' code computes: the
-            cosines outside each sum are zeroed before the exponential, so that every excluded pair
+            cosines outside each sum are zeroed before the exponential. So every excluded pair
             adds e^0 = 1 to the numerator, and B ones are in the denominator.
 
     Raises:

@@ -37,7 +37,7 @@ class RefusedError(ValueError):
 
 
 def encode(module: DecomposedModule) -> dict[str, Any]:
-    """What a module is, but for its tensors.
+    """A module as JSON values, without its tensors.
 
     Raises:
         ValueError: it runs an op that is not in the op table, so it could not be read back.

@@ -39,8 +39,8 @@ class DecomposedModule(nn.Module):
     """A smaller model of the same function; an ordinary module for training, export and so on.
 
     In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
-    again, unless a layer has a hook that might keep them or was replaced: big tensors are dear to
-    allocate.
+    again, since allocating big tensors is slow. It does not where a layer was replaced or has a
+    hook, which might keep them.
 
     Attributes:
         classes: the classes whose logits it returns, in order; None for all of them.
@@ -72,7 +72,7 @@ class DecomposedModule(nn.Module):
         """Logits (B, T) of images (B, C, H, W).
 
         Raises:
-            ValueError: images of another size, where what stands for dead neurons holds for one.
+            ValueError: images of another size, if a constant in a dead branch's place has one.
         """
         if self._sized and tuple(x.shape[1:]) != self.input_size:
             raise ValueError(

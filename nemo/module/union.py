@@ -36,8 +36,8 @@ def merge(
 ) -> DecomposedModule:
     """One module for the classes of `a` and then those of `b`.
 
-    It takes images as `a` does: where `b` was trained on images normalised otherwise, they are
-    converted inside. It holds copies of the weights, and is saved, loaded and run like any module;
+    It takes images as `a` does. If `b` was trained on images normalised differently, they are
+    converted inside. It holds copies of the weights, and is saved, loaded and run like any module.
     `info["merged"]` names the parts with their scales and biases.
 
     Args:
