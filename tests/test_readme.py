@@ -82,6 +82,14 @@ def test_the_results_table_is_the_reports():
     assert numbers <= set(re.findall(r"\d+\.\d+", report))
 
 
+def test_the_studys_figures_are_those_of_its_report():
+    figures = set(re.findall(r"[+-]\d\.\d ± \d\.\d", (ROOT / "docs/study.md").read_text()))
+    assert len(figures) > 10
+    tables = ROOT / "reports/cifar10-cpu"
+    shown = "".join((tables / f"{name}.md").read_text() for name in ("T7-headline", "alternatives"))
+    assert {figure for figure in figures if figure not in shown} == set()
+
+
 def test_the_readme_begins_with_the_two_commands_and_stays_within_two_screens():
     first = README.index("```sh\nmake repro\nmake test\n```")
     assert README[:first].count("\n") < 12
