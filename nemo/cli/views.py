@@ -29,7 +29,8 @@ _params = click.option(
     help="Compare the finished report's tables with the committed ones, or with those of another "
     "folder, and fail on drift.",
 )
-def report(params_file: str, show: bool, against: str | None) -> None:
+@click.option("--publish", "tracked", is_flag=True, help="Also bring MLflow up to date.")
+def report(params_file: str, show: bool, against: str | None, tracked: bool) -> None:
     """Write the tables, figures and page of the profile's results."""
     params = load_params(params_file)
     out = Layout().report(params.profile)
@@ -46,6 +47,10 @@ def report(params_file: str, show: bool, against: str | None) -> None:
         for line in write_report(params, Path(), out):
             click.echo(f"nemo: {line}", err=True)
         click.echo(f"wrote {out}/index.html")
+        if tracked:
+            from nemo.tracking import publish_quietly
+
+            publish_quietly(params, Path())
 
 
 def _check(out: Path, committed: Path) -> None:
