@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from nemo.cells import Cell
-from nemo.files import read_json, write_json
-from nemo.results import MissingResultError, result_file
+from nemo.results import MissingResultError
 from nemo.tracking import TrackingError, publish, publish_quietly, training_run
 from nemo.tracking import store as store_module
 from tests.tracking_fake import (
@@ -127,27 +126,32 @@ def test_earlier_results_are_set_aside_and_come_back(tmp_path: Path, client: Any
     assert len(runs(client, "others", "module")) == 2
 
 
-def test_results_of_other_params_are_refused(tmp_path: Path, client: Any) -> None:
+def test_results_of_other_params_are_refused_in_one_line(
+    tmp_path: Path, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     write_results(tmp_path, make_params("misfit", tau=0.5))
-    summary = publish(make_params("misfit", tau=0.2), tmp_path)
-    (line,) = summary.skipped
-    assert "results/misfit/digits/resnet18/nemo-0.json: made with loss.tau 0.5" in line
+    params = make_params("misfit", tau=0.2)
+    with pytest.raises(MissingResultError) as refused:
+        publish(params, tmp_path)
+    line = str(refused.value)
+    assert line.startswith("results/misfit/digits/resnet18/nemo-0.json: made with loss.tau 0.5")
     assert len(line.splitlines()) == 1
-    assert [run.data.tags["method"] for run in runs(client, "misfit")] == ["standard"]
+    assert publish_quietly(params, tmp_path) is None
+    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(line)]
+    assert runs(client, "misfit") == []
 
 
 def test_what_is_not_finished_is_skipped_and_named(tmp_path: Path) -> None:
     variants = {"tau-0.1": {"method": "nemo", "loss.tau": 0.1}}
     params = make_params("part", models=["resnet18", "vit_small"], variants=variants)
-    with pytest.raises(MissingResultError, match=r"resnet18/standard-0\.json is missing"):
+    with pytest.raises(MissingResultError, match="results/part: none"):
         publish(params, tmp_path)
     write_results(tmp_path, make_params("part"))
     write_result(tmp_path, params, Cell("digits", "resnet18", "tau-0.1", 0))  # no stage's, but here
     summary = publish(params, tmp_path)
     assert summary.added == 7
-    assert [line.split(" is ")[0].split("/")[-1] for line in summary.skipped] == [
-        "standard-0.json",
-        "nemo-0.json",
+    assert summary.skipped == [
+        f"digits/vit_small/{method}-0 has no results" for method in ("standard", "nemo")
     ]
 
 
@@ -265,15 +269,6 @@ def test_without_mlflow_a_report_says_so_once_and_publish_what_to_install(
     assert report.startswith("MLflow is not installed: pip install")
     with pytest.raises(TrackingError, match="pip install"):
         publish(params, tmp_path)
-
-
-def test_a_damaged_file_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    params = make_params("damaged")
-    write_results(tmp_path, params)
-    path = result_file(tmp_path, "damaged", CELL)
-    write_json(path, {key: v for key, v in read_json(path).items() if key != "params"})
-    (line,) = publish(params, tmp_path).skipped
-    assert "nemo-0.json is damaged" in line
 
 
 def test_off_touches_nothing(tmp_path: Path) -> None:

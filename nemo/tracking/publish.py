@@ -6,10 +6,9 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nemo.cells import Cell, cells
-from nemo.config import STANDARD, Params
-from nemo.results import CellResult, MissingResultError, read_result, result_file
-from nemo.settings import fits
+from nemo.config import Params
+from nemo.report.collect import Results, collect
+from nemo.results import CellResult
 from nemo.tracking.patience import Patience, in_time
 from nemo.tracking.records import cell_key, cell_record, module_record
 from nemo.tracking.store import KEY, Store, TrackingError, one_line
@@ -26,7 +25,7 @@ class Summary:
 
     Attributes:
         place: the database's path, or the server's address.
-        skipped: a line for each file that is missing, or is of other params.
+        skipped: a line for each cell or subset without results, and each file left out.
         addresses: {view: its address in the UI}.
     """
 
@@ -46,25 +45,24 @@ class Summary:
 def publish(params: Params, root: Path = Path(), seconds: float = BY_HAND) -> Summary:
     """Log every finished cell of `params`, and its modules, from the files below `root`.
 
-    Runs of other params, and of earlier results, stay.
+    The same files as for the report (`nemo.report.collect`). Runs of other params, and of earlier
+    results, stay.
 
     Args:
         seconds: how long a store may take that does not answer; one that does is waited for.
 
     Raises:
-        MissingResultError: there are no results of these params.
+        MissingResultError: there are no results, or a file is damaged or of other params.
         TrackingError: the store cannot be used, or MLflow is not installed.
     """
-    results, skipped = _finished(params, root)
-    if not results:
-        raise MissingResultError(skipped[0])
+    results = collect(params, root)
 
     def write(patience: Patience) -> Store:
         store = Store.connect(root, patience)
-        for result in results:
+        for result in results.cells:
             with store.alone():
-                _put(store, result, _standard(result, results))
-        store.show(views(results))
+                _put(store, results, result)
+        store.show(views(results.cells))
         return store
 
     try:
@@ -75,8 +73,13 @@ def publish(params: Params, root: Path = Path(), seconds: float = BY_HAND) -> Su
         ) from None
     except Exception as error:  # stores and clients raise their own kinds; a user needs one line
         raise TrackingError(f"MLflow: {one_line(error)}") from error
-    where = addresses(store.place, store.experiment)
-    return Summary(store.place, store.added, store.unchanged, skipped, where)
+    return Summary(
+        store.place,
+        store.added,
+        store.unchanged,
+        [f"{name} has no results" for name in results.missing] + results.left_out,
+        addresses(store.place, store.experiment),
+    )
 
 
 def publish_quietly(params: Params, root: Path = Path()) -> Summary | None:
@@ -88,42 +91,11 @@ def publish_quietly(params: Params, root: Path = Path()) -> Summary | None:
         return None
 
 
-def _put(store: Store, result: CellResult, standard: CellResult | None) -> None:
+def _put(store: Store, results: Results, result: CellResult) -> None:
     key = cell_key(result.profile, result.cell, result.params, result.data["sha256"])
-    run_id = store.put(key, cell_record(result, standard), store.runs(KEY, key))
+    run_id = store.put(key, cell_record(results.subject(result)), store.runs(KEY, key))
     below = store.runs("mlflow.parentRunId", run_id) if result.modules else []
     for module in result.modules:
-        record = module_record(result, module, standard, run_id)
+        record = module_record(results.subject(result, module), module, run_id)
         own = [run for run in below if run.data.tags.get("subset") == module.subset]
         store.put(f"{run_id}/{module.subset}", record, own)
-
-
-def _standard(result: CellResult, results: list[CellResult]) -> CellResult | None:
-    cell = result.cell
-    wanted = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
-    return next((other for other in results if other.cell == wanted), None)
-
-
-def _finished(params: Params, root: Path) -> tuple[list[CellResult], list[str]]:
-    """The results that are of these params, and a line for each cell that has none.
-
-    Variants that no stage runs count where their files are there.
-    """
-    results: list[CellResult] = []
-    skipped: list[str] = []
-    every = [*dict.fromkeys([*params.methods, *params.variants])]
-    for cell in cells(params.model_copy(update={"methods": every})):
-        path = result_file(root, params.profile, cell)
-        if cell.method not in params.methods and not path.exists():
-            continue
-        try:
-            result = read_result(path)
-        except MissingResultError as error:
-            skipped.append(str(error))
-            continue
-        if differing := fits(result, params):
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            skipped.append(f"{path}: {differing[0]}{more}; `dvc repro` makes it anew")
-        else:
-            results.append(result)
-    return results, skipped

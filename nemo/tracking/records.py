@@ -17,7 +17,7 @@ from typing import Any
 from nemo.cells import Cell
 from nemo.files import rounded
 from nemo.metrics import Subject, logged
-from nemo.results import CellResult, History, ModuleResult
+from nemo.results import History, ModuleResult
 
 Point = tuple[str, float, int]  # name, value, step
 # Sections of params.yaml that every method has; another one is the objective's own.
@@ -56,27 +56,26 @@ def open_record(profile: str, cell: Cell, base: str, settings: Mapping[str, Any]
     return Record(tags, asdict(cell) | rounded(dict(settings)))
 
 
-def cell_record(result: CellResult, standard: CellResult | None) -> Record:
-    """The finished run of a cell; `standard` is the standard model that it is compared with."""
+def cell_record(subject: Subject) -> Record:
+    """The finished run of a cell."""
+    result = subject.cell
     record = open_record(result.profile, result.cell, result.base, result.params)
     revision = result.made.get("trained", {}).get("revision")
     tags = record.tags | ({"mlflow.source.git.commit": revision} if revision else {})
-    return Record(tags, record.params, _points(result.history, Subject(result, standard)))
+    return Record(tags, record.params, _points(result.history, subject))
 
 
-def module_record(
-    result: CellResult, module: ModuleResult, standard: CellResult | None, parent: str
-) -> Record:
-    """The run of a module, below that of its cell, whose id is `parent`."""
-    cell = cell_record(result, None)
+def module_record(subject: Subject, module: ModuleResult, parent: str) -> Record:
+    """The run of a cell's module, below that of the cell, whose id is `parent`."""
+    cell = cell_record(Subject(subject.cell))
     tags = cell.tags | {
         "mlflow.runName": f"{module.subset} {cell.tags['mlflow.runName']}",
         "mlflow.parentRunId": parent,
         "role": "module",
         "subset": module.subset,
     }
-    found = _points(module.history, Subject(result, standard, module))
-    return Record(tags, cell.params | {"subset": module.subset}, found)
+    settings = cell.params | {"subset": module.subset}
+    return Record(tags, settings, _points(module.history, subject))
 
 
 def curves(rows: History) -> list[Point]:
