@@ -4,49 +4,7 @@ An alternative is one function behind one decorator, named by `alternatives.kind
 Importing this package costs pydantic only: an alternative imports torch when it is made.
 """
 
-from __future__ import annotations
+from nemo.alternatives import kinds  # they register themselves
+from nemo.alternatives.registry import ALTERNATIVES, Alternative, Make, alternative
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from nemo.registry import Registry
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from nemo.alternatives.context import Context
-
-Make = Callable[["Context"], "nn.Module"]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A model that a module is compared with.
-
-    Attributes:
-        label: what tables and figures call it.
-        make: gives the model, not yet fine-tuned, whose logits are those of the subset's classes.
-        budget: whether it has at most the parameters of the module; it is an error if it has more.
-    """
-
-    name: str
-    label: str
-    make: Make
-    budget: bool
-
-
-ALTERNATIVES: Registry[Alternative] = Registry("alternative")
-
-
-def alternative(name: str, *, label: str, budget: bool) -> Callable[[Make], Make]:
-    """Register a function (context) -> nn.Module as the alternative `name`."""
-
-    def add(make: Make) -> Make:
-        ALTERNATIVES.add(name, Alternative(name, label, make, budget))
-        return make
-
-    return add
-
-
-from nemo.alternatives import kinds  # noqa: E402, F401  (they register themselves)
+__all__ = ["ALTERNATIVES", "Alternative", "Make", "alternative", "kinds"]

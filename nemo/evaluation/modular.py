@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from nemo.masking.class_masks import (
 from nemo.masking.generators import Modular
 from nemo.masking.observed import Observed
 from nemo.masking.selectors import SELECTORS
-from nemo.sections import MaskParams
+
+if TYPE_CHECKING:
+    from nemo.sections import MaskParams
 
 
 def measure_masks(

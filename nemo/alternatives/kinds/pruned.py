@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from nemo.alternatives import alternative
+from nemo.alternatives.registry import alternative
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nemo.alternatives import alternative
+from nemo.alternatives.registry import alternative
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,74 +5,7 @@ name and has its settings in a section of its own; docs/extending.md writes one.
 package costs pydantic only: an objective imports torch when it is called.
 """
 
-from __future__ import annotations
+from nemo.masking.objectives import mwt, nemo  # they register themselves
+from nemo.masking.objectives.registry import OBJECTIVES, Maker, Objective, Parts, Penalty, objective
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from nemo.fields import Family, Strict
-from nemo.registry import Registry
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Parts = dict[str, "Tensor"]
-Penalty = Callable[[Mapping[str, "Tensor"], "Tensor"], "tuple[Tensor, Parts]"]
-Maker = Callable[[Any, Family], Penalty]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A method of training.
-
-    Attributes:
-        label: what tables and figures call it.
-        section: the key of params.yaml that holds its settings; None where it has none.
-        params: the class of that section.
-        make: gives the penalty on a batch's masks; None where the model has no mask generators.
-        remedy: what to try when the loss is not finite, besides a smaller learning rate.
-        pull: the keys that make masks smaller and further apart, as a diagnosis names them.
-        colour: of its points and lines in figures.
-    """
-
-    name: str
-    label: str
-    section: str | None = None
-    params: type[Strict] | None = None
-    make: Maker | None = None
-    remedy: str = ""
-    pull: str = ""
-    colour: str = "#009E73"
-
-    @property
-    def modular(self) -> bool:
-        """Whether the model gets mask generators, class masks and modules."""
-        return self.make is not None
-
-
-OBJECTIVES: Registry[Objective] = Registry("method")
-
-
-def objective(
-    name: str, *, label: str, section: str, params: type[Strict], **about: str
-) -> Callable[[Maker], Maker]:
-    """Register a function (settings, family) -> penalty as the method `name`.
-
-    The penalty gets masks {layer: (B, N_l)} and labels (B,), both of the whole batch, and returns
-    what is added to the task loss (a scalar) and the named parts of it that the history shows.
-
-    Args:
-        about: `remedy`, `pull` and `colour` of the `Objective`.
-    """
-
-    def add(make: Maker) -> Maker:
-        OBJECTIVES.add(name, Objective(name, label, section, params, make, **about))
-        return make
-
-    return add
-
-
-OBJECTIVES.add("standard", Objective("standard", "standard", colour="#555555"))
-
-from nemo.masking.objectives import mwt, nemo  # noqa: E402, F401  (they register themselves)
+__all__ = ["OBJECTIVES", "Maker", "Objective", "Parts", "Penalty", "mwt", "nemo", "objective"]

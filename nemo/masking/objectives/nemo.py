@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from nemo.fields import Family, NonNegative, PerFamily, Positive, Strict
-from nemo.masking.objectives import Parts, Penalty, objective
+from nemo.masking.objectives.registry import Parts, Penalty, objective
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nemo.fields import Share, Strict
-from nemo.masking.selectors import selector
+from nemo.masking.selectors.registry import selector
 
 if TYPE_CHECKING:
     from nemo.masking.class_masks import ClassMasks
