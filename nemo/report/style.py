@@ -14,7 +14,10 @@ from nemo.files import writing
 from nemo.masking.objectives import OBJECTIVES
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and greys; methods have their own
-PALETTE = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442", "#000000")
+PALETTE = (
+    "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442", "#000000", "#882255",
+    "#8C6D31",
+)  # fmt: skip
 INK = "#222222"
 MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
 SETTINGS: dict[str, Any] = {
