@@ -34,7 +34,10 @@ def settings(params: Params, cell: Cell, family: Family) -> dict[str, Any]:
     }
     if base.modular:
         groups |= objective_settings(own, base) | {"masks": own.masks, "finetune": own.finetune}
-    return flat(groups, family)
+    found = flat(groups, family)
+    if found["data.source"].startswith("folder:"):
+        found["data.source"] = "folder"  # where it lies on one machine is no property of a result
+    return found
 
 
 def objective_settings(params: Params, base: Objective) -> dict[str, Any]:
