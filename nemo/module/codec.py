@@ -25,6 +25,7 @@ DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch
 NAME = re.compile(r"[A-Za-z0-9_]{1,200}")  # those in an nn.Sequential are numbers
 LARGEST_VALUE = 2**28  # elements of one value of a module, at batch 2
 LARGEST_NUMBER = 2**31
+STEP = {"name", "target", "layer", "args", "kwargs"}
 CONFIG: dict[str, tuple[type, ...]] = {
     "stride": (list,), "padding": (list, str), "dilation": (list,), "groups": (int,),
     "eps": (float,), "momentum": (float, type(None)), "shape": (list,), "channels": (int,),
@@ -132,13 +133,7 @@ def _decode_steps(described: Any, layers: dict[str, LayerSpec]) -> list[Step]:
     steps: list[Step] = []
     known = {INPUT}
     for item in described:
-        right = isinstance(item, dict) and set(item) == {
-            "name",
-            "target",
-            "layer",
-            "args",
-            "kwargs",
-        }
+        right = isinstance(item, dict) and set(item) == STEP
         _check(right and isinstance(item["layer"], bool), "bad step")
         name, target = item["name"], item["target"]
         _check(

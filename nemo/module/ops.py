@@ -32,6 +32,21 @@ POINTWISE = (
     aten.dropout.default, aten.feature_dropout.default,
 )  # fmt: skip
 
+# These mix elements along dimensions: those they name, the last two, the last three.
+OVER_AXES = (
+    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.mean.dim,
+    aten.amax.default, aten.amin.default, aten.flip.default,
+)  # fmt: skip
+OVER_MAPS = (
+    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default,
+    aten.upsample_bicubic2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
+    aten.upsample_bicubic2d.vec, aten.reflection_pad2d.default, aten.replication_pad2d.default,
+)  # fmt: skip
+OVER_VOLUMES = (
+    aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
+)  # fmt: skip
+
 OTHERS = (
     aten.mul.Tensor, aten.div.Tensor, aten.type_as.default,
     # layers, norms, products
@@ -43,24 +58,17 @@ OTHERS = (
     # moves of elements
     aten.reshape.default, aten.view.default, aten.permute.default, aten.expand.default,
     aten.slice.Tensor, aten.index_select.default, aten.unfold.default, aten.im2col.default,
-    aten.col2im.default, aten.cat.default, aten.roll.default, aten.flip.default,
+    aten.col2im.default, aten.cat.default, aten.roll.default,
     aten.gather.default, aten.index.Tensor, aten.repeat.default, aten.repeat_interleave.self_int,
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default,
     aten.grid_sampler.default, aten.select.int, aten.unbind.int, aten.split.Tensor,
     aten.chunk.default, aten.squeeze.dim, aten.unsqueeze.default, aten.new_zeros.default,
     aten.zeros_like.default,
-    # along dimensions
-    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.mean.dim, aten.var.dim,
-    aten.amax.default, aten.amin.default, aten.sum.dim_IntList, aten.linalg_vector_norm.default,
-    aten.cumsum.default, aten.argsort.default, aten.topk.default, aten.max.dim,
-    # windows, paddings, sizes of maps
-    aten.max_pool1d.default, aten.avg_pool1d.default, aten.max_pool2d.default,
-    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_max_pool2d.default,
-    aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
-    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default,
-    aten.upsample_bicubic2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
-    aten.upsample_bicubic2d.vec, aten.reflection_pad2d.default, aten.replication_pad2d.default,
-    aten.constant_pad_nd.default, aten.pad.default,
+    # along other dimensions
+    aten.var.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default, aten.cumsum.default,
+    aten.argsort.default, aten.topk.default, aten.max.dim, aten.max_pool1d.default,
+    aten.avg_pool1d.default, aten.adaptive_max_pool2d.default, aten.constant_pad_nd.default,
+    aten.pad.default,
     # numbers: sizes that depend on the batch
     operator.getitem, aten.sym_size.int, operator.mul, operator.add, operator.sub,
     operator.floordiv,
@@ -72,7 +80,8 @@ def name_of(op: Any) -> str:
     return op.__name__ if op.__class__.__module__ == "builtins" else str(op)
 
 
-OPS: dict[str, Callable[..., Any]] = {name_of(op): op for op in (*POINTWISE, *OTHERS)}
+ALL = (*POINTWISE, *OVER_AXES, *OVER_MAPS, *OVER_VOLUMES, *OTHERS)
+OPS: dict[str, Callable[..., Any]] = {name_of(op): op for op in ALL}
 
 
 def allow(op: torch._ops.OpOverload) -> None:

@@ -194,13 +194,7 @@ def _stride(positions: Tensor, dim: int) -> int:
     return int(ahead.flatten()[0])
 
 
-def _split(
-    traced: Traced,
-    view: View,
-    layout: _Layout,
-    name: str,
-    shapes: Shapes,
-) -> None:
+def _split(traced: Traced, view: View, layout: _Layout, name: str, shapes: Shapes) -> None:
     """Replace a view by reshape and permute of a new projection with the view's rows only."""
     source, node, axis = view.source, view.node, view.axis
     args = list(source.args)

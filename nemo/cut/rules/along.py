@@ -10,20 +10,7 @@ from torch import Tensor, fx
 from nemo.cut.facts import Analysis, Kept
 from nemo.cut.graph import arg, aten
 from nemo.cut.rules.base import OneInput, Shape, full, rule
-
-OVER_AXES = (
-    aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.mean.dim,
-    aten.amax.default, aten.amin.default, aten.flip.default,
-)  # fmt: skip
-OVER_MAPS = (
-    aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
-    aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default,
-    aten.upsample_bicubic2d.default, aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec,
-    aten.upsample_bicubic2d.vec, aten.reflection_pad2d.default, aten.replication_pad2d.default,
-)  # fmt: skip
-OVER_VOLUMES = (
-    aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
-)  # fmt: skip
+from nemo.module.ops import OVER_AXES, OVER_MAPS, OVER_VOLUMES
 
 Dimensions = Callable[[fx.Node, int], list[int]]
 

@@ -15,15 +15,19 @@ from nemo.cut.rules.base import Demand, OneInput, Rule, Shape, aligned, copied, 
 from nemo.module.program import Ref
 
 
+class Move(OneInput):
+    """Base of ops that are their own stand-in."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = run(node, *args)
+        return result
+
+
 @rule(aten.permute.default)
-class Permute(OneInput):
+class Permute(Move):
     """permute(x, order)."""
 
     grows = True
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0]
-        return x.permute(args[1])
 
     def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
         of = dict(zip(arg(node, 1), kept, strict=True))
@@ -54,14 +58,10 @@ class Expand(OneInput):
 
 
 @rule(aten.slice.Tensor)
-class Slice(OneInput):
+class Slice(Move):
     """slice(x, dim, start, stop, step): what is kept of it is picked from the input."""
 
     grows = True
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = aten.slice.Tensor(*args)
-        return result
 
     def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
         dim, start, stop, step = (arg(node, i) for i in range(1, 5))
@@ -75,14 +75,10 @@ class Slice(OneInput):
 
 
 @rule(aten.index_select.default)
-class Gather(OneInput):
+class Gather(Move):
     """index_select(x, dim, index) with a constant index."""
 
     grows = True
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0]
-        return x.index_select(args[1], args[2])
 
     def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
         dim = arg(node, 1)
@@ -101,12 +97,8 @@ class Gather(OneInput):
 
 
 @rule(aten.unfold.default)
-class Unfold(OneInput):
+class Unfold(Move):
     """unfold(x, dim, size, step): windows along `dim`; the places in them are a new dimension."""
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = args[0]
-        return x.unfold(*args[1:])
 
     def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
         for d in (arg(node, 1) % (len(kept) - 1), -1):
@@ -119,12 +111,8 @@ class Unfold(OneInput):
 
 
 @rule(aten.im2col.default)
-class Patches(OneInput):
+class Patches(Move):
     """im2col: (B, C, ...) becomes (B, C K, L), the K places of the kernel within each channel."""
-
-    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = run(node, *args)
-        return result
 
     def _size(self, node: fx.Node) -> int:
         return math.prod(arg(node, 1))

@@ -53,8 +53,7 @@ class Pointwise(Rule):
             if added is not None:
                 return added
         args, kwargs = fx.map_arg(
-            (node.args, node.kwargs),
-            lambda n: build.fetch(n, demand.get(n, []), broadcast=True),
+            (node.args, node.kwargs), lambda n: build.fetch(n, demand.get(n, []), broadcast=True)
         )
         return build.op(node, node.target, *args, **kwargs)
 
