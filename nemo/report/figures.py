@@ -92,7 +92,8 @@ def _sensitivity(frame: Frame, path: Path) -> str:
     trained = frame[frame["accuracy"].notna()] if "accuracy" in frame else frame[:0]
     trades = list(trained.groupby("model", sort=False))
     every = frame.groupby(["knob", "model"], sort=False)
-    panels = [(str(k), str(m), rows) for (k, m), rows in every if rows["value"].nunique() > 1]
+    known = [(str(k), str(m), rows) for (k, m), rows in every]
+    panels = [panel for panel in known if panel[2]["value"].nunique() > 1] or known
     panels.sort(key=lambda panel: panel[0] == "masks.threshold")
     across = min(5, len(panels) + len(trades))
     down = -(-(len(panels) + len(trades)) // across)
