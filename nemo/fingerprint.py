@@ -26,12 +26,14 @@ EXTENSIONS = (
     "nemo.masking.objectives", "nemo.masking.selectors", "nemo.models.cnn", "nemo.models.vit",
     "nemo.alternatives.kinds",
 )  # fmt: skip
+APART = (*PLUMBING, *EXTENSIONS)
 
 
 def fingerprint(
-    entries: Iterable[str], plugins: Iterable[str] = (), without: tuple[str, ...] = ()
+    entries: Iterable[str], plugins: Iterable[str] = (), without: tuple[str, ...] = APART
 ) -> str:
-    """SHA-256 of the code behind modules of this package, and of plugin files.
+    """SHA-256 of the code behind modules of this package, of what they read from files beside them
+    (a template, a table), and of plugin files.
 
     Args:
         entries: dotted names; of a module behind a registry, itself and what it imports.
@@ -41,19 +43,21 @@ def fingerprint(
     digest = hashlib.sha256()
     for name in sorted(code_behind(entries, without)):
         digest.update(f"{name}\0{_text(_file(name))}\0".encode())
+        for file in _beside(_file(name)):
+            digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
     for path in plugins:
         digest.update(f"{path}\0{_text(Path(path))}\0".encode())
     return digest.hexdigest()
 
 
-def code_behind(entries: Iterable[str], without: tuple[str, ...] = ()) -> set[str]:
+def code_behind(entries: Iterable[str], without: tuple[str, ...] = APART) -> set[str]:
     """The modules of this package that `entries` import, directly or not, themselves included."""
     found: set[str] = set()
     todo = list(entries)
-    wanted, left_out = set(todo), (*PLUMBING, *EXTENSIONS, *without)
+    wanted = set(todo)
     while todo:
         name = todo.pop()
-        if name in found or (name not in wanted and _within(name, left_out)):
+        if name in found or (name not in wanted and _within(name, without)):
             continue
         found.add(name)
         todo += imported(name)
@@ -91,6 +95,18 @@ def _file(name: str) -> Path:
 
 def _exists(name: str) -> bool:
     return _file(name).is_file()
+
+
+def _beside(module: Path) -> list[Path]:
+    """Files in a module's folder that its code names."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    strings = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    beside = sorted(module.parent.iterdir())
+    return [file for file in beside if file.name in strings and file.is_file()]
 
 
 @cache

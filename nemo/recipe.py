@@ -14,12 +14,12 @@ from nemo.alternatives import ALTERNATIVES
 from nemo.cells import Cell, cells
 from nemo.config import EXTRAS, Params
 from nemo.fields import Family
-from nemo.fingerprint import fingerprint
+from nemo.fingerprint import APART, fingerprint
 from nemo.masking.objectives import Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.models.registry import MODELS, Shape, family_named
 from nemo.models.shapes import DeitShape
-from nemo.settings import WHERE, flat, objective_settings
+from nemo.settings import WHERE, flat, objective_settings, settings
 
 Recipe = dict[str, Any]
 PACKAGE = "nemo."
@@ -30,6 +30,8 @@ MEASURES = {
     "granularity": "nemo.alternatives.granularity",
     "thresholds": "nemo.evaluation.thresholds",
 }
+# The sections of params that they read, besides their own.
+READS = {"alternatives": ("architecture", "finetune"), "granularity": ("finetune",)}
 # What a standard training imports and never runs.
 MODULAR_ONLY = ("nemo.masking.generators", "nemo.masking.sites")
 # Prepared images are a dependency themselves; only how batches are made of them counts besides.
@@ -46,7 +48,7 @@ def training(params: Params, base: Objective, model: str, shape: Shape, family: 
     code = ["nemo.training.cell", *_homes(model, base)]
     if isinstance(shape, DeitShape):
         code.append(MODELS["resnet18"].home)  # its teacher
-    without = PREPARING if base.modular else (*PREPARING, *MODULAR_ONLY)
+    without = (*APART, *PREPARING) if base.modular else (*APART, *PREPARING, *MODULAR_ONLY)
     return {
         "model": model,
         "method": base.name,
@@ -69,7 +71,8 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
         return training(own, base, cell.model, own.architecture.of(cell.model), family)
     if stage == "evaluate":
         more = {name: getattr(own, name).model_dump() for name in EXTRAS if _asks(own, name, cell)}
-        values: dict[str, Any] = {"subsets": own.subsets, **more}
+        # its file states all params, also one that changes no weight: sgd's momentum with adamw
+        values = {**settings(params, cell, family), "subsets": own.subsets, **more}
     elif not base.modular:
         return None
     elif stage == "masks":
@@ -85,7 +88,7 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
     entries = [f"{PACKAGE}pipeline.{stage}", *_homes(cell.model)]
     if stage == "masks":
         entries.append(SELECTORS.named(own.masks.selector).choose.__module__)
-    return {"settings": values, "code": fingerprint(_ours(entries), params.plugins, PREPARING)}
+    return {"settings": values, "code": _code(entries, params)}
 
 
 def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
@@ -96,11 +99,14 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
     """
     section = getattr(params, extra)
     values = {extra: section.model_dump(exclude={"of"}), "subsets": params.subsets}
-    values |= flat({"masks": params.masks, "finetune": params.finetune}, family_named(cell.model))
+    shape = params.architecture.of(cell.model)
+    read = {"architecture": shape, "finetune": params.finetune}
+    groups = {key: read[key] for key in READS.get(extra, ())}
+    values |= flat(groups, family_named(cell.model))
     entries = [MEASURES[extra], *_homes(cell.model)]
     if extra == "alternatives":
         entries += [ALTERNATIVES[kind].make.__module__ for kind in section.kinds]
-    return {"settings": values, "code": fingerprint(_ours(entries), params.plugins, PREPARING)}
+    return {"settings": values, "code": _code(entries, params)}
 
 
 def preparation(params: Params, dataset: str) -> Recipe:
@@ -119,7 +125,13 @@ def plan(params: Params) -> Iterator[tuple[Path, Recipe | None]]:
         for stage in STAGES if folder not in done else ():
             yield folder / f"{stage}.json", recipe(params, cell, stage)
         done.add(folder)
-    yield Path("report.json"), {"code": fingerprint([f"{PACKAGE}report.build"], params.plugins)}
+    # a report is cheap, and shows something of most files: names, labels, accepted values
+    everything = fingerprint([f"{PACKAGE}report.build"], params.plugins, without=())
+    yield Path("report.json"), {"code": everything}
+
+
+def _code(entries: list[str], params: Params) -> str:
+    return fingerprint(_ours(entries), params.plugins, (*APART, *PREPARING))
 
 
 def _asks(params: Params, extra: str, cell: Cell) -> bool:

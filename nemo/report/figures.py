@@ -24,6 +24,8 @@ def draw(table: Table, frame: Frame, folder: Path, dataset: str) -> Picture:
     """The figure of a table's rows of one data set, in `folder`."""
     name = f"{table.name}-{dataset}.png"
     frame = _in_percent(frame, table)
+    sizes = [m.name for m in table.metrics if m.name == "parameters_ratio"]  # of a standard model,
+    frame = frame.reindex(columns=frame.columns.union(sizes, sort=False))  # which may be missing
     how = DRAW[table.name](frame, folder / name)
     return Picture(name, f"{table.title}, {dataset}", how)
 
