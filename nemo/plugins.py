@@ -38,9 +38,18 @@ def _import(path: Path, shown: str) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a user's file raises, the user needs its place
         del sys.modules[name]
-        line = error.__traceback__
-        while line is not None and line.tb_next is not None:
-            line = line.tb_next
-        where = f", line {line.tb_lineno}" if line is not None else ""
+        where = f", line {line}" if (line := _line(error, path)) else ""
         text = " ".join(str(error).split())
         raise ParamsError(f"plugins: {shown}{where}: {type(error).__name__}: {text}") from error
+
+
+def _line(error: Exception, path: Path) -> int | None:
+    """Where in the file an error comes from, or goes through."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    found, step = None, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == str(path):
+            found = step.tb_lineno
+        step = step.tb_next
+    return found

@@ -68,6 +68,7 @@ PARAMS = {
 CELL = "--dataset pets --model resnet18"
 RUN = "runs/pets/resnet18/nemo-0"
 MODULE = f"{RUN}/finetuned/cat+dog"
+RESULT = "results/tiny/pets/resnet18/nemo-0.json"
 OTHER = f"{RUN}/finetuned/owl+pig"
 OWN = "modularize --model resnet18 --data pets --shape width=0.0625"
 BOTH = {"train/cat": 3, "train/dog": 2, "test/cat": 1, "test/dog": 2}
@@ -165,6 +166,11 @@ def packed(mode: str = "w", keep: float = 1.0, link: bool = False) -> Spoil:
     return spoil
 
 
+def evaluated(root: Path) -> None:
+    result = CliRunner().invoke(cli, ["evaluate", *CELL.split()])
+    assert result.exit_code == 0, result.output
+
+
 def linked(name: str, target: str) -> Spoil:
     return lambda root: (root / name).symlink_to(root / target)
 
@@ -182,8 +188,22 @@ class Row:
     spoil: Spoil = nothing
 
 
-def param_row(key: str | tuple[str, ...], value: object, message: str) -> Row:
-    return Row("prepare --dataset pets", f"params.yaml: {message}", params(key, value))
+def param_row(
+    key: str | tuple[str, ...], value: object, message: str, without: str | None = None
+) -> Row:
+    spoil = params(key, value)
+    if without is not None:
+        spoil = all_of(spoil, params(without, REMOVE))
+    return Row("prepare --dataset pets", f"params.yaml: {message}", spoil)
+
+
+def variant_row(variant: object, message: str, between: str = ".") -> Row:
+    return param_row("variants", {"mine": variant}, f"variants.mine{between}{message}")
+
+
+def plugin_row(content: bytes, message: str) -> Row:
+    spoil = all_of(params("plugins", ["mine.py"]), write("mine.py", content))
+    return Row("prepare --dataset pets", f"params.yaml: plugins: mine.py, {message}", spoil)
 
 
 def subset_row(subsets: list[str], message: str) -> Row:
@@ -200,7 +220,7 @@ def folder_row(message: str, *spoils: Spoil, data: str = "other") -> Row:
 
 ROWS = {
     # params.yaml
-    "unknown key": param_row("nope", 1, "nope: unknown key; accepted: architecture, data,"),
+    "unknown key": param_row("nope", 1, "nope: unknown key; accepted: alternatives, architecture"),
     "typing error": param_row("loss.taau", 1, "loss.taau: unknown key; accepted: alpha, form, tau"),
     "unknown family": param_row(
         "loss.alpha",
@@ -210,7 +230,7 @@ ROWS = {
     "unknown key of data": param_row(
         "data.pets.colour", 1, "data.pets.colour: unknown key; accepted: crop, flip,"
     ),
-    "missing key": param_row("loss", REMOVE, "loss: required, and missing"),
+    "missing key": param_row("loss", REMOVE, "loss: required by the method 'nemo', and missing"),
     "tau zero": param_row("loss.tau", 0, "loss.tau: input should be greater than 0, got 0"),
     "tau NaN": param_row(
         "loss.tau", float("nan"), "loss.tau: input should be a finite number, got nan"
@@ -275,11 +295,76 @@ ROWS = {
     "no width": param_row(
         "architecture.resnet18.width", 0, "architecture.resnet18.width: input should be greater"
     ),
-    "methods": param_row(
-        "methods", ["standard"], "methods: 'nemo' is always part; accepted besides: mwt"
+    "no standard method": param_row(
+        "methods", ["nemo"], "methods: 'standard' is always part; all else is compared with it"
     ),
     "method": param_row(
-        "methods", ["standard", "nemo", "mine"], "methods.2: input should be 'standard', 'mwt'"
+        "methods",
+        ["standard", "nemo", "mine"],
+        "methods: unknown 'mine'; accepted: standard, mwt, nemo",
+    ),
+    "method by a name that is no file's": param_row(
+        "methods", ["standard", "../nemo"], "methods.1: string should match pattern"
+    ),
+    "section of a method in use": param_row(
+        "methods", ["standard", "mwt"], "mwt: required by the method 'mwt', and missing", "mwt"
+    ),
+    "variant of nothing": variant_row({"loss.tau": 1}, "method: unknown None; accepted: standard,"),
+    "variant of an unknown method": variant_row(
+        {"method": "magic"}, "method: unknown 'magic'; accepted: standard, mwt, nemo"
+    ),
+    "variant with another method's key": variant_row(
+        {"method": "nemo", "mwt.alpha": 1}, "mwt.alpha: decides nothing here; accepted: method, and"
+    ),
+    "variant with a key that is not dotted": variant_row(
+        {"method": "nemo", "tau": 1}, "tau: decides nothing here; accepted: method, and dotted keys"
+    ),
+    "variant with an unknown key": variant_row(
+        {"method": "nemo", "loss.taau": 1}, "loss.taau: unknown key; accepted: alpha, form, tau"
+    ),
+    "variant with a key of a value": variant_row(
+        {"method": "nemo", "loss.tau.cnn": 1}, "loss.tau.cnn: tau has no keys"
+    ),
+    "variant with a bad value": variant_row(
+        {"method": "nemo", "loss.tau": -1}, "loss.tau: input should be greater than 0, got -1"
+    ),
+    "variant with an unknown selector": variant_row(
+        {"method": "nemo", "masks.selector": "mine"}, "masks.selector: unknown selector 'mine'; acc"
+    ),
+    "variant that is no mapping": variant_row(3, " input should be a valid dictionary, got 3", ":"),
+    "variant called as a method": param_row(
+        "variants", {"mwt": {"method": "nemo"}}, "variants.mwt: a method has that name; choose an"
+    ),
+    "plugin that is not there": param_row(
+        "plugins", ["mine.py"], "plugins: mine.py: no such file; accepted: paths of Python files"
+    ),
+    "plugin that is no Python": plugin_row(b"a: [", "line 1: SyntaxError: "),
+    "plugin that raises": plugin_row(
+        b"import nemo\n1 / 0", "line 2: ZeroDivisionError: division by"
+    ),
+    "plugin with a name that is taken": plugin_row(
+        b"from nemo.masking.objectives import OBJECTIVES\n\nOBJECTIVES.add('mwt', None)",
+        "line 3: ValueError: method 'mwt' exists already: choose another name",
+    ),
+    "selector": param_row(
+        "masks.selector", "mine", "masks.selector: unknown selector 'mine'; accepted: frequency"
+    ),
+    "key of another selector": param_row(
+        "masks.share", 0.5, "masks.share: unknown key; accepted: selector, threshold"
+    ),
+    "alternatives of a standard model": param_row(
+        "alternatives.of",
+        ["standard"],
+        "alternatives.of: 'standard' has no modules here; accepted, of methods: nemo",
+    ),
+    "gap of a method that is not listed": param_row(
+        "gap.of", ["mwt"], "gap.of: 'mwt' has no modules here; accepted, of methods: nemo"
+    ),
+    "alternative": param_row(
+        "alternatives.kinds", ["tiny"], "alternatives.kinds: unknown alternative 'tiny'; accepted: "
+    ),
+    "threshold of a table": param_row(
+        "thresholds.values", [0.5, 2], "thresholds.values.1: input should be less than or equal"
     ),
     "data set without data": param_row(
         "datasets", ["svhn"], "datasets: 'svhn' is not in data; accepted: "
@@ -319,6 +404,11 @@ ROWS = {
     "range backwards": subset_row(["2-1"], "'2-1' is no range of classes"),
     "one class": subset_row(["cat"], "'cat' is one class; accepted: two or more"),
     "the same classes": subset_row(["0+1", "dog+cat"], "are the same classes"),
+    "unknown class of a table": Row(
+        "prepare --dataset pets",
+        "'cow' is no class; accepted: all,",
+        params("granularity", {"of": ["nemo"], "subsets": ["cow+pig"]}),
+    ),
     "subset of decompose": Row(f"decompose {CELL} --subset cow+pig", "'cow' is no class"),
     "subset of finetune": Row(f"finetune {CELL} --subset 7", "'7' is no class"),
     # names and order of the stages
@@ -331,7 +421,16 @@ ROWS = {
     ),
     "not cut": Row(f"finetune {CELL} --subset all", "modules/all: cannot read"),
     "not fine-tuned": Row(f"evaluate {CELL}", "run `nemo finetune` first", remove(MODULE)),
-    "not evaluated": Row("report", "evaluation/pets/resnet18.json is missing"),
+    "not evaluated": Row("report", "results/tiny: none of the cells of params has results; `dvc"),
+    "method that params do not name": Row(
+        f"train {CELL} --method magic", "unknown 'magic'; accepted: standard, mwt, nemo"
+    ),
+    "masks of a standard cell": Row(
+        f"masks {CELL} --method standard", "--method: 'standard' has no masks and no modules"
+    ),
+    "all stages of a method that params do not name": Row(
+        f"run {CELL} --method magic", "unknown 'magic'; accepted: standard, mwt, nemo"
+    ),
     "no report to show": Row("report --show", "reports/tiny/T1-models.md is missing"),
     "no report to compare with": Row("report --check", "git ls-tree: "),
     # devices, and shapes that do not fit
@@ -510,16 +609,37 @@ ROWS = {
             root / "foreign", root / f"{RUN}/modules/cat+dog", dirs_exist_ok=True
         ),
     ),
-    "evaluation that is no JSON": Row(
-        "report", "resnet18.json is not JSON", write("evaluation/pets/resnet18.json", b"{")
+    "result that is no JSON": Row("report", f"{RESULT} is not JSON; `dvc rep", write(RESULT, b"{")),
+    "result of another version": Row(
+        "report", f"{RESULT} holds no results of format 1; `dvc repro`", write(RESULT, b'{"a": 1}')
     ),
-    "evaluation without modules": Row(
+    "result without modules": Row(
+        "report", f"{RESULT} is damaged ('modules'); `dvc repro`", write(RESULT, b'{"format": 1}')
+    ),
+    "result of other params": Row(
         "report",
-        "resnet18.json has no 'cells'",
-        write("evaluation/pets/resnet18.json", b'{"dataset": {}}'),
+        f"{RESULT}: made with loss.tau 0.2, and params have 0.5; `dvc repro` makes it anew",
+        all_of(evaluated, params("loss.tau", 0.5)),
+    ),
+    "result of other params, to be published": Row(
+        "publish",
+        f"{RESULT}: made with finetune.epochs 1, and params have 2; `dvc repro` makes it anew",
+        all_of(evaluated, params("finetune.epochs", 2)),
+    ),
+    "result of another cell": Row(
+        "report",
+        f"{RESULT}: is the file of pets/resnet18/nemo-1; `dvc repro` makes it anew",
+        all_of(
+            evaluated,
+            edit(
+                RESULT, cell={"dataset": "pets", "model": "resnet18", "method": "nemo", "seed": 1}
+            ),
+        ),
     ),
     "someone else's folder at reports/": Row(
-        "report", "holds files and is no report", write("reports/tiny/thesis.tex")
+        "report",
+        "holds files and is no report",
+        all_of(evaluated, write("reports/tiny/thesis.tex")),
     ),
     # modules as files
     "no module": Row("inspect nope", "nope: cannot read"),
@@ -594,8 +714,6 @@ USAGE = {
     "missing option": ("train --model resnet18", "Missing option '--dataset'"),
     "unknown option": (f"train {CELL} --epochs 3", "No such option"),
     "seed that is no number": (f"train {CELL} --seed one", "'one' is not a valid integer range"),
-    "unknown method": (f"train {CELL} --method magic", "'magic' is not one of"),
-    "masks of a standard cell": (f"masks {CELL} --method standard", "'standard' is not one of"),
     "tau zero by hand": (f"{OWN} --out new --tau 0", "0 is not in the range x>0"),
     "modularize without out": (OWN, "Missing option '--out'"),
 }
@@ -674,6 +792,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name: str, copy: Path) -> None
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
+def test_a_damaged_result_of_another_profile_is_nobodys_business(copy: Path) -> None:
+    write("results/other/pets/resnet18/nemo-0.json", b"{")(copy)
+    for command in (f"evaluate {CELL}", "report"):
+        result = CliRunner().invoke(cli, command.split())
+        assert result.exit_code == 0, result.output
+    assert (copy / "results/other/pets/resnet18/nemo-0.json").read_bytes() == b"{"
+
+
 @pytest.mark.parametrize("name", USAGE)
 def test_a_command_that_is_not_well_formed_is_a_usage_error(name: str, copy: Path) -> None:
     command, message = USAGE[name]
@@ -737,7 +863,7 @@ def all_ones() -> ClassMasks:
 
 def diverging(task: Task) -> None:
     """Three epochs of a training whose weights are too large from the first step on."""
-    network = tiny() if task.mask_loss is None else nemo.modularize(tiny())
+    network = tiny() if task.penalty is None else nemo.modularize(tiny())
     split = Split(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 4)
     batches = Batches(split, (0.5,) * 3, (0.25,) * 3, 4, shuffle=True)
     plan = Plan(3, "sgd", 1e30, 0.0, 0.0, 3)

@@ -16,9 +16,16 @@ def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
         ParamsError: the device is not there.
     """
     classes: list[str] = read_meta(layout.data(dataset))["classes"]
-    check_subsets(params.subsets, classes)
+    check_classes(params, classes)
     resolve_device(params.device)
     return classes
+
+
+def check_classes(params: Params, classes: list[str]) -> None:
+    """Raise DataError unless all subsets that params name are of these classes."""
+    check_subsets(params.subsets, classes)
+    if params.granularity.of:
+        check_subsets(params.granularity.subsets, classes)
 
 
 def images(params: Params, dataset: str, layout: Layout) -> Prepared:

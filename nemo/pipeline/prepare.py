@@ -6,7 +6,8 @@ from typing import Any
 
 from nemo.cells import Layout
 from nemo.config import Params
-from nemo.data import check_subsets, prepare, read_meta
+from nemo.data import prepare, read_meta
+from nemo.pipeline.inputs import check_classes
 
 
 def run(params: Params, dataset: str, layout: Layout) -> dict[str, Any]:
@@ -16,5 +17,5 @@ def run(params: Params, dataset: str, layout: Layout) -> dict[str, Any]:
     """
     out = layout.data(dataset)
     source = params.data[dataset]
-    prepare(dataset, source, out, check=lambda names: check_subsets(params.subsets, names))
+    prepare(dataset, source, out, check=lambda names: check_classes(params, names))
     return read_meta(out)
