@@ -48,8 +48,10 @@ STAGES = {
     f"masks {CELL}": (1000, "masks.safetensors: File too large"),
     f"decompose {CELL} --subset all": (1000, "module.safetensors: File too large"),
     f"finetune {CELL} --subset cat+dog": (1000, "module.safetensors: File too large"),
-    f"evaluate {CELL}": (100, "resnet18.json: File too large"),
-    "report": (100, "T1-models.csv: File too large"),
+    f"evaluate {CELL}": (100, "nemo-0.json: File too large"),
+    f"run {CELL} --seed 3": (100, ": File too large"),
+    "plan": (100, ".json: File too large"),
+    "report": (100, "T1-models-pets.png: File too large"),
     f"export {MODULE} --to pt2": (1000, "module.pt2"),
 }
 
@@ -162,12 +164,21 @@ def test_a_folder_appears_whole_or_stays_what_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
+# A job in the background ignores SIGINT, and so do the processes that its tests start.
+RUN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from nemo.cli import main
+main()
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_training_which_goes_on_from_its_last_epoch(number, project, tmp_path):
     root = shutil.copytree(project, tmp_path / "project")
     all_of(params("train.epochs", 500), params("train.lr", 0.001))(root)
     before = files(root)
-    command = [sys.executable, "-c", "from nemo.cli import main; main()"]
+    command = [sys.executable, "-c", RUN]
     command += f"train {CELL} --seed 1".split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(

@@ -31,44 +31,51 @@ Say = Callable[[str], object]
 def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
     """Compute what is missing of `cell`; returns its file of results."""
     steps = _Steps(params, cell, layout, say)
-    steps.trained(cell)
+    made = [steps.trained(cell)]
     if params.base_of(cell.method).modular:
-        steps.do("masks", layout.masks(cell), partial(masks.run, params, cell, layout))
+        find = partial(masks.run, params, cell, layout)
+        chosen = steps.do("masks", layout.masks(cell), find, made)
+        tuned = []
         for subset in params.subsets:
             cut = partial(decompose.run, params, cell, subset, layout)
-            steps.do("decompose", layout.module(cell, subset), cut)
+            made.append(steps.do("decompose", layout.module(cell, subset), cut, [chosen]))
             tune = partial(finetune.run, params, cell, subset, layout)
-            steps.do("finetune", layout.finetuned(cell, subset), tune)
+            out = layout.finetuned(cell, subset)
+            tuned.append(steps.do("finetune", out, tune, made[-1:]))
         for extra in (name for name in EXTRAS if cell.method in getattr(params, name).of):
+            before = list(made)
             if extra == "alternatives":  # they begin with the standard model
-                steps.trained(Cell(cell.dataset, cell.model, STANDARD, cell.seed))
+                standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
+                before.append(steps.trained(standard))
             measure = partial(extras.run, extra, params, cell, layout)
-            steps.do(extra, layout.extra(cell, extra).parent, measure)
+            tuned.append(steps.do(extra, layout.extra(cell, extra).parent, measure, before))
+        made += tuned
     out = result_file(layout.root, params.profile, cell)
-    steps.do("evaluate", out, partial(evaluate.run, params, cell, layout))
+    steps.do("evaluate", out, partial(evaluate.run, params, cell, layout), made)
     return out
 
 
 class _Steps:
-    """Runs what has not run, step by step; a step's digest holds those of all before it."""
+    """Runs what has not run. A step's digest holds those of the steps that it reads from, and
+    nothing else, so that another cell finds the same digest of what they share."""
 
     def __init__(self, params: Params, cell: Cell, layout: Layout, say: Say) -> None:
         self.params, self.cell, self.layout, self.say = params, cell, layout, say
-        self.digests: list[str] = [torch.__version__, params.device]
 
-    def trained(self, cell: Cell) -> None:
+    def trained(self, cell: Cell) -> str:
         """The prepared images and the weights of `cell`."""
         params, layout, dataset = self.params, self.layout, cell.dataset
         decode = partial(prepare.run, params, dataset, layout)
-        self._do(preparation(params, dataset), layout.data(dataset), decode)
+        images = self._do(preparation(params, dataset), layout.data(dataset), decode, [])
         teach = partial(train.run, params, cell, layout)
-        self._do(recipe(params, cell, "train"), layout.train(cell), teach)
+        return self._do(recipe(params, cell, "train"), layout.train(cell), teach, [images])
 
-    def do(self, stage: str, out: Path, step: Callable[[], Any]) -> None:
-        self._do(recipe(self.params, self.cell, stage), out, step)
+    def do(self, stage: str, out: Path, step: Callable[[], Any], after: list[str]) -> str:
+        return self._do(recipe(self.params, self.cell, stage), out, step, after)
 
-    def _do(self, made_of: Any, out: Path, step: Callable[[], Any]) -> None:
-        text = json.dumps([*self.digests, made_of, str(out)], sort_keys=True)
+    def _do(self, made_of: Any, out: Path, step: Callable[[], Any], after: list[str]) -> str:
+        where = [torch.__version__, self.params.device]
+        text = json.dumps([*where, *after, made_of, str(out)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         name = hashlib.sha256(str(out).encode()).hexdigest()[:16]
         done = checkpoints_root() / f"done-{name}.json"
@@ -77,4 +84,4 @@ class _Steps:
                 self.say(f"{out}")
                 step()
                 write_json(done, digest)
-        self.digests.append(digest)
+        return digest
