@@ -9,18 +9,18 @@ import yaml
 from safetensors.torch import load_file
 
 import nemo
-from nemo.cells import Cell
+from nemo.cells import Cell, Layout
 from nemo.config import check_params
-from nemo.data import Batches, load, prepare
-from nemo.evaluation.modular import load_class_masks, measure_masks
+from nemo.data import Batches, load
+from nemo.evaluation.modular import load_class_masks
 from nemo.fields import ParamsError
 from nemo.masking.class_masks import class_masks
 from nemo.masking.losses import contrastive_loss, mwt_terms
 from nemo.models import build_model
-from nemo.pipeline.decompose import cut_module
+from nemo.pipeline import decompose, finetune, masks, prepare
 from nemo.predict import predict
-from nemo.training.cell import load_cell, train_cell, weights_sha256
-from nemo.training.finetune import finetune_module
+from nemo.trained import load_cell, weights_sha256
+from nemo.training.cell import train_cell
 from nemo.training.fit import Plan, fit
 from nemo.training.tasks import Task, cross_entropy
 
@@ -36,10 +36,21 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "digits"
-    prepare("digits", params("cuda").data["digits"], folder)
-    return load(folder)
+def prepared(tmp_path_factory):
+    """The folder that holds data/digits."""
+    root = tmp_path_factory.mktemp("prepared")
+    prepare.run(params("cuda"), "digits", Layout(root))
+    return root
+
+
+@pytest.fixture
+def data(prepared):
+    return load(Layout(prepared).data("digits"))
+
+
+@pytest.fixture
+def layout(tmp_path, prepared):
+    return Layout(tmp_path, images=prepared)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +63,7 @@ def params(device, amp=False, cuda_graphs=False):
     raw |= {"device": device, "models": list(SHAPES), "architecture": SHAPES}
     raw["train"] |= {"epochs": 2, "amp": amp, "cuda_graphs": cuda_graphs}
     raw["finetune"] |= {"epochs": 2, "cuda_graphs": cuda_graphs}
+    raw["masks"]["threshold"] = 0.5
     return check_params(raw)
 
 
@@ -59,31 +71,25 @@ def params(device, amp=False, cuda_graphs=False):
 @pytest.mark.parametrize("model", SHAPES)
 @pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
 def test_a_cell_goes_from_training_to_a_fine_tuned_module(
-    data, tmp_path, monkeypatch, model, method, amp
+    data, layout, monkeypatch, model, method, amp
 ):
     cell, chosen = Cell("digits", model, method, 0), params("cuda", amp)
     rows = []
-    train_cell(chosen, cell, data, tmp_path / "train", lambda epoch, row: rows.append(row))
+    train_cell(chosen, cell, data, layout.train(cell), lambda epoch, row: rows.append(row))
     assert rows[-1]["loss"] < rows[0]["loss"]
     if method == "standard":
         return
-    images = Batches(data.splits["train"], data.mean, data.std, 256, device="cuda")
-    trained = load_cell(tmp_path / "train").cuda()
-    sha = weights_sha256(tmp_path / "train")
-    measure_masks(trained, images, 0.5, tmp_path / "masks", sha)
-    there = load_class_masks(tmp_path / "masks", trained.layers, sha)
+    masks.run(chosen, cell, layout)
+    trained, sha = load_cell(layout.train(cell)), weights_sha256(layout.train(cell))
+    there = load_class_masks(layout.masks(cell), trained.layers, sha)
     here = class_masks(
-        copy.deepcopy(trained).cpu(),
-        Batches(data.splits["train"], data.mean, data.std, 256),
-        threshold=0.5,
+        trained, Batches(data.splits["train"], data.mean, data.std, 256), threshold=0.5
     )
-    bits = [torch.cat([m.flatten() for m in masks.values()]) for masks in (there, here)]
+    bits = [torch.cat([m.flatten() for m in found.values()]) for found in (there, here)]
     assert (bits[0] != bits[1]).float().mean() < 0.01  # a mask that is 0 but for rounding
-    meta = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
-    cut = (cell, "0+1", tmp_path / "train", tmp_path / "masks", meta, tmp_path / "module")
-    cut_module(*cut)
-    finetune_module(chosen, cell, tmp_path / "module", data, tmp_path / "tuned")
-    module = nemo.load(tmp_path / "tuned")
+    decompose.run(chosen, cell, "0+1", layout)
+    finetune.run(chosen, cell, "0+1", layout)
+    module = nemo.load(layout.finetuned(cell, "0+1"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     test = data.restrict([0, 1]).splits["test"]
     logits = [
@@ -111,20 +117,15 @@ def replays(monkeypatch):
     return seen
 
 
-def test_a_recorded_fine_tuning_gives_the_same_module(data, tmp_path, replays):
-    cell = Cell("digits", "resnet18", "nemo", 0)
-    train_cell(params("cuda"), cell, data, tmp_path / "train")
-    trained, sha = load_cell(tmp_path / "train").cuda(), weights_sha256(tmp_path / "train")
-    images = Batches(data.splits["train"], data.mean, data.std, 256, device="cuda")
-    measure_masks(trained, images, 0.5, tmp_path / "masks", sha)
-    meta = {"classes": data.classes, "mean": data.mean, "std": data.std, "size": data.size}
-    cut = (cell, "0-4", tmp_path / "train", tmp_path / "masks", meta, tmp_path / "module")
-    cut_module(*cut)
+def test_a_recorded_fine_tuning_gives_the_same_module(data, layout, replays):
+    cell, chosen = Cell("digits", "resnet18", "nemo", 0), params("cuda")
+    train_cell(chosen, cell, data, layout.train(cell))
+    masks.run(chosen, cell, layout)
+    decompose.run(chosen, cell, "0-4", layout)
     tuned = []
     for graphs in (False, False, True):
-        chosen, out = params("cuda", cuda_graphs=graphs), tmp_path / f"tuned-{len(tuned)}"
-        finetune_module(chosen, cell, tmp_path / "module", data, out)
-        tuned.append(nemo.load(out).state_dict())
+        finetune.run(params("cuda", cuda_graphs=graphs), cell, "0-4", layout)
+        tuned.append(nemo.load(layout.finetuned(cell, "0-4")).state_dict())
         assert bool(replays) == graphs
     for other in tuned[1:]:
         assert all(torch.equal(tuned[0][key], other[key]) for key in other)
