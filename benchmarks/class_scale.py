@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nemo import masks
+from nemo.masking import class_masks as masks
 from nemo.masking.losses import contrastive_loss
 
 CLASSES, LAYERS, WIDTH, BATCH = 1000, 20, 2000, 256

@@ -19,10 +19,11 @@ COMMIT = subprocess.run(
 
 
 def small_params() -> dict[str, object]:
-    """The quick profile, shrunken to a minute or two: every stage, one small model."""
+    """The quick profile, shrunken to a minute or two: every kind of stage, one small model."""
     params = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
     params |= {"profile": "small", "models": ["resnet18"], "subsets": ["0+1"]}
-    params["methods"] = ["standard", "nemo"]
+    params |= {"methods": ["standard", "nemo"], "gap": {"of": ["nemo"]}}
+    params["alternatives"] = {"of": ["nemo"], "kinds": ["random", "standard-tuned"]}
     params["architecture"] = {"resnet18": {"width": 0.125}}
     params["train"]["epochs"], params["finetune"]["epochs"] = 4, 2
     return params

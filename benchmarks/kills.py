@@ -1,6 +1,6 @@
 """Kill the pipeline at random moments, start it again with `dvc repro`, and compare the end.
 
-    python -m benchmarks.kills                         # 24 kills of a small pipeline, on a clone
+    python -m benchmarks.kills                         # 30 kills of a small pipeline, on a clone
     python -m benchmarks.kills --write                 # and writes reports/kills.md
     python -m benchmarks.kills --params params.yaml    # of the default pipeline
 
@@ -29,9 +29,11 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from benchmarks.clones import clone, contents, finish, repro
+from benchmarks.clones import ROOT, clone, contents, finish, repro
 
-STAGES = ("prepare", "train", "masks", "decompose", "finetune", "evaluate", "report")
+STAGES = (
+    "plan", "prepare", "train", "masks", "decompose", "finetune", "extra", "evaluate", "report",
+)  # fmt: skip
 KINDS = ("stage process", "process group", "dvc alone")
 POLL = 0.003  # seconds between looks at the checkpoints; an epoch takes a hundred times as long
 
@@ -202,7 +204,7 @@ def row(kind: str, run: Pass, usual: Pass) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=24)
+    parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--params", type=Path, help="Params file; by default a small one.")
     parser.add_argument("--write", action="store_true")
@@ -227,7 +229,7 @@ def main() -> None:
     page = report(pd.DataFrame(rows), usual, arguments)
     print(page)
     if arguments.write:
-        Path("reports/kills.md").write_text(page)
+        (ROOT / "reports/kills.md").write_text(page)
     if not all(r["holds"] for r in rows):
         raise SystemExit("a kill was not made good")
 

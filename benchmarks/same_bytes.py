@@ -49,9 +49,10 @@ def report(one: dict[str, str], other: dict[str, str], pipeline: str, profile: s
     """What is the same, by group of files, and every file that is not."""
     groups = {
         "dvc.lock": "dvc.lock",
+        "plan": "plan/",
         "prepared data": "data/",
         "trained cells, masks, modules": "runs/",
-        "evaluation": "evaluation/",
+        "results": f"results/{profile}/",
         "report": f"reports/{profile}/",
     }
     names = sorted(one.keys() | other.keys())

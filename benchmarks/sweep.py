@@ -42,7 +42,7 @@ def make_project(root: Path) -> None:
     for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
-    for name in ("nemo", "stages"):
+    for name in ("nemo", "stages", "plugins"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     params = yaml.safe_load((root / "params.yaml").read_text())
     params |= {"models": ["resnet18"], "methods": ["standard", "nemo"], "subsets": ["0+1"]}

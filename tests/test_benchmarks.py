@@ -11,7 +11,7 @@ from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
 from nemo.config import check_params
 from nemo.data import Prepared, Split
-from tests.test_merging import HOW, cut
+from tests.module.test_union import HOW, cut
 from tests.test_models import SMALL
 
 
@@ -65,9 +65,13 @@ def test_the_kills_benchmark_wants_the_same_lock_and_files_and_no_epoch_twice():
     run = replace(usual, kills=["train", "report"], stages=14, waited=1)
     row = kills.row("dvc alone", run, usual)
     assert (row["train"], row["masks"], row["kills"], row["holds"]) == (1, 0, 2, True)
+    files = {path.stem for path in (kills.ROOT / "stages").glob("*.py")}
+    assert set(kills.STAGES) == files - {"__init__", "common", "plugin"}
     for change in ({"lock": "other"}, {"files": {}}, {"epochs": 9}):
         assert not kills.row("dvc alone", replace(run, **change), usual)["holds"]
-    assert check_params(small_params(), "small").profile == "small"
+    small = check_params(small_params(), "small")
+    assert small.profile == "small"
+    assert {"nemo"} == {*small.alternatives.of, *small.gap.of}, "stages beside the seven, too"
 
 
 def test_params_of_a_clone_are_changed_as_dvc_would(tmp_path):
@@ -79,7 +83,8 @@ def test_params_of_a_clone_are_changed_as_dvc_would(tmp_path):
 
 
 def test_the_same_bytes_benchmark_names_what_differs():
-    one = {"dvc.lock": "1", "runs/a": "2", "runs/b": "3"}
+    one = {"dvc.lock": "1", "runs/a": "2", "runs/b": "3", "results/small/a": "4"}
     page = same_bytes.report(one, {**one, "runs/b": "4"}, "this", "small")
     assert "| trained cells, masks, modules | 2 | 1 |" in page
+    assert "| results | 1 | 1 |" in page
     assert "Different: runs/b" in page

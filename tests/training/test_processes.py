@@ -27,8 +27,8 @@ from nemo.predict import predict
 from nemo.training.checkpoint import Checkpoint
 from nemo.training.fit import NonFiniteLossError, Plan, fit
 from nemo.training.tasks import Task, cross_entropy, make_task
+from tests.masking.test_generators import Tiny
 from tests.test_config import DEFAULT
-from tests.test_identifier import Tiny
 from tests.test_models import SMALL
 from tests.training.test_fit import STATISTICS, split
 
