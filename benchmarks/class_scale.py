@@ -1,7 +1,7 @@
 """What masks and their metrics cost with 1,000 classes and 40,000 neurons, on synthetic bits.
 
-    python benchmarks/class_scale.py            # prints the table
-    python benchmarks/class_scale.py --write    # and writes it to reports/
+    python -m benchmarks.class_scale            # prints the table
+    python -m benchmarks.class_scale --write    # and writes it to reports/
 
 Each row runs in a process of its own, and memory is the peak of that process, torch and the input
 included. Twice the samples should cost twice the time and no more memory, but for cohesion's input,
@@ -10,17 +10,15 @@ the bits, a byte each.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.measuring import Row, alone, parser, show, where
 from nemo.masking import class_masks as masks
 from nemo.masking.losses import contrastive_loss
 
@@ -68,45 +66,28 @@ CASES: list[tuple[str, Callable[[int], Callable[[], object]], tuple[int, int]]] 
 ]
 
 
-def measure(prepare: Callable[[int], Callable[[], object]], samples: int) -> tuple[float, float]:
-    """Seconds, and MiB of peak memory."""
+def measure(what: str, prepare: Callable[[int], Callable[[], object]], samples: int) -> Row:
+    """Seconds, and MiB of peak memory of this process."""
     work = prepare(samples)
     begin = time.perf_counter()
     work()
     seconds = time.perf_counter() - begin
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"what": what, "samples": samples, "seconds": round(seconds, 2), "MiB": round(peak)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
-    rows = []
-    fresh = multiprocessing.get_context("spawn")
-    for name, prepare, sizes in CASES:
-        for samples in sizes:
-            with fresh.Pool(1) as pool:
-                seconds, memory = pool.apply(measure, (prepare, samples))
-            rows.append(
-                {
-                    "what": name,
-                    "samples": samples,
-                    "seconds": round(seconds, 2),
-                    "MiB": round(memory),
-                }
-            )
-            print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
-    print(table.to_markdown(index=False))
-    if arguments.write:
-        out = Path("reports")
-        table.to_csv(out / "class_scale.csv", index=False, lineterminator="\n")
-        caption = (
-            f"{CLASSES:,} classes, {NEURONS:,} neurons in {LAYERS} layers, synthetic bits, "
-            f"one run, {torch.get_num_threads()} CPU threads, "
-            f"torch {torch.__version__.split('+')[0]}.\n\n"
-        )
-        (out / "class_scale.md").write_text(caption + table.to_markdown(index=False) + "\n")
+    arguments = parser(__doc__).parse_args()
+    rows = [
+        alone(measure, name, prepare, samples)
+        for name, prepare, sizes in CASES
+        for samples in sizes
+    ]
+    caption = (
+        f"{CLASSES:,} classes, {NEURONS:,} neurons in {LAYERS} layers, synthetic bits, one run, "
+        f"{where()}."
+    )
+    show("class_scale", caption, pd.DataFrame(rows), arguments.write)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,33 @@
 """How many timm architectures decompose exactly, and how small they get.
 
-    python -m benchmarks.coverage                       all models below at keep .3 and .7
+    python -m benchmarks.coverage                       all of coverage.yaml at keep .3 and .7
     python -m benchmarks.coverage --write               and writes reports/coverage.{csv,md}
     python -m benchmarks.coverage --models resnet18,vit_tiny_patch16_224 --keep 0.3
 
 Every convolution and Linear but the classifier gets a random mask. Norms, layer scales and other
 vectors that timm starts at zero or one are randomised, and BatchNorm statistics are taken from the
 masked model, so that nothing is dead or constant. The check is that of `nemo.cut` itself:
-float64, batch 1 and 3. Rows are kept in .coverage-cells/, by the code that made them: a run that
-was interrupted goes on where it stopped.
+float64, batch 1 and 3.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import multiprocessing
 import os
 import platform
-import statistics
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import click
+import pandas as pd
 import torch
+import yaml
 from torch import Tensor, nn
 
-from benchmarks.architectures import MODELS
+from benchmarks.measuring import REPORTS, Row, parser
 from nemo.cut import decompose
 from nemo.cut.zeroing import masked_copy
-from nemo.fingerprint import fingerprint
 from nemo.masking.sites import find_sites
 
 SIZES = (64, 96, 128, 224, 240, 256)
@@ -41,8 +36,6 @@ FIELDS = ["family", "model", "keep", "status", "error", "output_std", "parameter
 TOLERANCE = 1e-9
 SEEDS = 20  # narrow models are dead under some masks, which proves nothing: the next seed is taken
 FAMILY_LIMIT = 0.5
-ROOT = Path(__file__).resolve().parents[1]
-REPORTS = ROOT / "reports"
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -104,11 +97,11 @@ def random_masks(model: nn.Module, images: Tensor, keep: float, seed: int) -> di
     }
 
 
-def measure(task: tuple[str, str, float]) -> dict[str, Any]:
+def measure(task: tuple[str, str, float]) -> Row:
     """One row of the table; a failure is a row, too."""
     family, name, keep = task
     torch.set_num_threads(1)
-    row: dict[str, Any] = {"family": family, "model": name, "keep": keep}
+    row: Row = {"family": family, "model": name, "keep": keep}
     started = time.perf_counter()
     try:
         model, images = build(name)
@@ -138,84 +131,45 @@ def measure(task: tuple[str, str, float]) -> dict[str, Any]:
     }
 
 
-def cells() -> Path:
-    """Where the rows of this version of the code and of what it builds on are kept."""
-    code = fingerprint(["nemo.cut"])
-    digest = hashlib.sha256(code.encode() + Path(__file__).read_bytes())
-    digest.update(f"{torch.__version__} {version('timm')}".encode())
-    return ROOT / ".coverage-cells" / digest.hexdigest()[:12]
-
-
-def resume(task: tuple[str, str, float]) -> dict[str, Any]:
-    """The row of an earlier run, or a new one."""
-    family, name, keep = task
-    path = cells() / f"{name}-{keep}.json"
-    if path.exists():
-        return {**json.loads(path.read_text()), "family": family}
-    row = measure(task)
-    if "error" not in row:  # it may have been the machine
-        return row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(row))
-    partial.replace(path)
-    return row
-
-
-def summary(rows: list[dict[str, Any]], keep: float) -> str:
+def summary(rows: pd.DataFrame, keep: float) -> str:
     """One sentence on all models at one keep rate."""
-    mine = [row for row in rows if row["keep"] == keep]
-    good = [row for row in mine if row["status"] == "exact"]
-    if not good:
+    mine = rows[rows["keep"] == keep]
+    good = mine[mine["status"] == "exact"]
+    if good.empty:
         return f"Keep {keep}: 0 of {len(mine)} exact."
-    left = [row["parameters_left"] for row in good]
-    families: dict[str, list[float]] = {}
-    for row in good:
-        families.setdefault(row["family"], []).append(row["parameters_left"])
-    wide = [f for f, values in families.items() if statistics.median(values) > FAMILY_LIMIT]
-    above = f"; families with a median above {FAMILY_LIMIT:.0%}: {', '.join(wide) or 'none'}"
+    left = good["parameters_left"]
+    families = good.groupby("family", sort=False)["parameters_left"].median()
+    wide = ", ".join(map(str, families.index[families > FAMILY_LIMIT])) or "none"
+    above = f"; families with a median above {FAMILY_LIMIT:.0%}: {wide}"
     return (
-        f"Keep {keep}: {len(good)} of {len(mine)} exact (error at most "
-        f"{max(row['error'] for row in good):.0e} of the output's standard deviation); parameters "
-        f"left: median {statistics.median(left):.1%}, largest {max(left):.1%}"
-        f"{above if keep < FAMILY_LIMIT else ''}."
+        f"Keep {keep}: {len(good)} of {len(mine)} exact (error at most {good['error'].max():.0e} "
+        f"of the output's standard deviation); parameters left: median {left.median():.1%}, "
+        f"largest {left.max():.1%}{above if keep < FAMILY_LIMIT else ''}."
     )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a line per model: its error, parameters and FLOPs left at each keep rate."""
-    keeps = sorted({row["keep"] for row in rows})
-    heads = [f"{what} at {keep}" for keep in keeps for what in ("error", "parameters", "FLOPs")]
-    lines = [["family", "model", *heads, "blocked by", "seconds", "image"]]
-    lines.append(["---", "---", *["---:"] * len(heads), "---", "---:", "---:"])
-    models: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        models.setdefault(row["model"], []).append(row)
-    for name, mine in models.items():
-        line = [mine[0]["family"], name]
-        for keep in keeps:
-            line += figures(next((row for row in mine if row["keep"] == keep), None))
-        names = sorted({op for row in mine for op in row.get("blocked", "").split()})
-        slowest = max(row["seconds"] for row in mine)
-        lines.append([*line, " ".join(names), f"{slowest}", f"{mine[0].get('size', '')}"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def table(rows: pd.DataFrame) -> str:
+    """Markdown, a line per model: its error, or what went wrong, and what is left of it."""
+    named = rows.set_index(["family", "model"])
+    columns: dict[str, Any] = {}
+    for keep, own in named.groupby("keep"):
+        error = own["error"].map("{:.0e}".format)
+        columns[f"error at {keep}"] = error.where(own["status"] == "exact", own["status"])
+        for what in ("parameters", "flops"):
+            share = own[f"{what}_left"].map("{:.1%}".format, na_action="ignore")
+            columns[f"{what} at {keep}"] = share
+    models = named.groupby(["family", "model"])
+    columns["blocked by"] = models["blocked"].agg(
+        lambda each: " ".join(sorted({op for ops in each.dropna() for op in ops.split()}))
+    )
+    columns |= {"seconds": models["seconds"].max(), "image": models["size"].first()}
+    wide = pd.DataFrame(columns, index=named.index.unique()).astype(object).fillna("")
+    return str(wide.reset_index().to_markdown(index=False, disable_numparse=True))
 
 
-def figures(row: dict[str, Any] | None) -> list[str]:
-    """Error, parameters left and FLOPs left, or what went wrong."""
-    if row is None or "error" not in row:
-        return ["" if row is None else row["status"], "", ""]
-    error = f"{row['error']:.0e}" if row["status"] == "exact" else row["status"]
-    return [error, f"{row['parameters_left']:.1%}", f"{row['flops_left']:.1%}"]
-
-
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "coverage.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    summaries = [summary(rows, keep) for keep in sorted({row["keep"] for row in rows})]
+def write(rows: pd.DataFrame, folder: Path) -> None:
+    rows.to_csv(folder / "coverage.csv", index=False, lineterminator="\n")
+    summaries = [summary(rows, keep) for keep in sorted(rows["keep"].unique())]
     caption = (
         "Random masks that keep a share of each layer's neurons, of all layers but the classifier. "
         "Error: of the logits, float64, over their standard deviation; parameters and FLOPs: left "
@@ -224,29 +178,27 @@ def write(rows: list[dict[str, Any]], folder: Path) -> None:
         f"cores, torch {torch.__version__.split('+')[0]}, timm {version('timm')}."
     )
     text = "\n\n".join(["# timm architectures, decomposed", *summaries, caption, table(rows)])
-    (folder / "coverage.md").write_text(text)
+    (folder / "coverage.md").write_text(f"{text}\n")
 
 
-@click.command(help=__doc__)
-@click.option("--models", default="", help="names, with commas; default: the list in this file")
-@click.option("--keep", multiple=True, type=float, default=(0.3, 0.7), show_default=True)
-@click.option("--jobs", default=2, show_default=True, help="processes")
-@click.option("--write", "to_reports", is_flag=True, help="write reports/coverage.{csv,md}")
-def main(models: str, keep: tuple[float, ...], jobs: int, to_reports: bool) -> None:
-    names = [(f, n) for f, listed in MODELS.items() for n in listed.split()]
-    if models:
-        family = {n: f for f, n in names}
-        names = [(family.get(n, "given"), n) for n in models.split(",")]
-    tasks = [(f, n, k) for f, n in names for k in keep]
-    rows = []
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, maxtasksperchild=20) as pool:
-        for row in pool.imap(resume, tasks):
-            rows.append(row)
-            click.echo("  ".join(str(row.get(field, "-")) for field in FIELDS[1:]))
-    for rate in sorted(set(keep)):
-        click.echo(summary(rows, rate))
-    if to_reports:
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--models", help="Names, with commas; by default all of coverage.yaml.")
+    options.add_argument("--keep", type=float, nargs="+", default=[0.3, 0.7])
+    options.add_argument("--jobs", type=int, default=2, help="Processes.")
+    arguments = options.parse_args()
+    families = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+    known = {name: family for family, names in families.items() for name in names}
+    names = arguments.models.split(",") if arguments.models else list(known)
+    tasks = [(known.get(name, "given"), name, keep) for name in names for keep in arguments.keep]
+    found = []
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) as pool:
+        for row in pool.imap(measure, tasks):
+            found.append(row)
+            print(*(row.get(field, "-") for field in FIELDS[1:]), sep="  ", flush=True)
+    rows = pd.DataFrame(found, columns=FIELDS)
+    print(*(summary(rows, keep) for keep in arguments.keep), sep="\n")
+    if arguments.write:
         write(rows, REPORTS)
 
 

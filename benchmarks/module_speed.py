@@ -1,8 +1,8 @@
 """How much faster a module is than the model it was cut from, against its saving of FLOPs.
 
-    python benchmarks/module_speed.py            # prints the tables
-    python benchmarks/module_speed.py --write    # and writes them to reports/
-    python benchmarks/module_speed.py --device cuda --write    # the first one, of a GPU
+    python -m benchmarks.module_speed            # prints the tables
+    python -m benchmarks.module_speed --write    # and writes them to reports/
+    python -m benchmarks.module_speed --device cuda --write    # the first one, of a GPU
 
 A random half of every maskable layer's neurons is kept, by number. All contenders run on the same
 random batch in one process, in eval mode under inference_mode and channels_last, and take turns:
@@ -18,19 +18,13 @@ Goals: 8 s on resnet18, 15 s on vit_small, under 4 models.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measuring import DEVICES, Row, alone, medians, parser, show, timed, where
 from nemo.cost import count_flops, count_parameters
 from nemo.cut import decompose
 from nemo.masking.sites import find_sites
@@ -69,22 +63,9 @@ def masks_of(model: nn.Module, keep: float) -> dict[str, Tensor]:
     return masks
 
 
-def medians(calls: Sequence[Callable[[], Any]], rounds: int, burst: int) -> list[float]:
-    """Seconds of each call: medians over `rounds` turns of `burst` timed calls."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, spent in zip(calls, times, strict=True):
-            call()
-            for _ in range(burst):
-                begin = time.perf_counter()
-                call()
-                spent.append(time.perf_counter() - begin)
-    return [statistics.median(spent) for spent in times]
-
-
 def measure(
     name: str, rounds: dict[int, int], shape: Shape | None = None, device: str = "cpu"
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The rows of a model: per batch, the module as cut and folded."""
     model = make(name, shape)
     module, whole = decompose(model, masks_of(model, 0.5)), decompose(model, {})
@@ -117,80 +98,42 @@ def _call(model: nn.Module, images: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def cost(name: str) -> dict[str, Any]:
+def cost(name: str) -> Row:
     """Seconds and peak memory of one decomposition at keep .3; call it in a fresh process."""
     model = make(name)
     masks = masks_of(model, 0.3)
     decompose(make("resnet18", CnnShape(width=0.1)), {})  # imports, and what torch sets up once
-    size = 4 * count_parameters(model)
-    reset_peak()
-    before, begin = peak(), time.perf_counter()
-    decompose(model, masks)
-    seconds = time.perf_counter() - begin
+    size, spent = 4 * count_parameters(model) / 1e6, timed(partial(decompose, model, masks))
     return {
         "model": name,
-        "seconds": round(seconds, 1),
-        "model_mb": round(size / 1e6, 1),
-        "peak_mb": round((peak() - before) / 1e6, 1),
-        "peak_models": round((peak() - before) / size, 2),
+        "seconds": round(spent["seconds"], 1),
+        "model_mb": round(size, 1),
+        "peak_mb": round(spent["peak_mb"], 1),
+        "peak_models": round(spent["peak_mb"] / size, 2),
     }
 
 
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM becomes the present size
-
-
-def peak() -> int:
-    """The largest resident set so far, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--write", action="store_true")
-    arguments = parser.parse_args()
-    gpu, costs = arguments.device == "cuda", None
-    if not gpu:
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            costs = pd.DataFrame(pool.map(cost, MODELS, chunksize=1))
-        print(costs.to_markdown(index=False), flush=True)
-    rows = []
-    for name in MODELS:
-        rows += measure(name, ROUNDS, device=arguments.device)
-        print(*rows[-2 * len(ROUNDS) :], sep="\n", flush=True)
-    speeds = pd.DataFrame(rows)
-    print(speeds.to_markdown(index=False))
-    if arguments.write:
-        out, name = Path("reports"), "module_speed-gpu" if gpu else "module_speed"
-        speeds.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
-        if costs is not None:
-            costs.to_csv(out / "module_cost.csv", index=False, lineterminator="\n")
-        (out / f"{name}.md").write_text(report(speeds, costs, arguments.device))
-
-
-def report(speeds: pd.DataFrame, costs: pd.DataFrame | None, device: str) -> str:
-    """The tables in Markdown; `costs` are of a CPU only."""
-    where = f"float32, channels_last, {torch.get_num_threads()} CPU threads"
-    if device == "cuda":
-        where = f"float32 (convolutions in TF32), channels_last, {torch.cuda.get_device_name()}"
+    options = parser(__doc__)
+    options.add_argument("--device", **DEVICES)
+    arguments = options.parse_args()
+    device, write = arguments.device, arguments.write
+    if device == "cpu":
+        caption = (
+            "What cutting at keep .3 costs, in a fresh process; peak: growth of the resident set."
+        )
+        costs = pd.DataFrame([alone(cost, name) for name in MODELS])
+        show("module_cost", caption, costs, write)
+    speeds = pd.DataFrame([row for name in MODELS for row in measure(name, ROUNDS, device=device)])
     rounds = ", ".join(f"{n} x {BURST[batch]} at batch {batch}" for batch, n in ROUNDS.items())
-    page = (
+    caption = (
         "Modules at keep .5 over the full model: medians of interleaved turns with warm weights "
         f"({rounds}), images 3 x {SIZE} x {SIZE}, "
-        f"{where}, torch {torch.__version__.split('+')[0]}. "
-        "Share: the time ratio over the FLOPs ratio. "
-        "Like for like: the same against the full model, decomposed without masks and, where the "
-        "module is, folded.\n\n"
-        f"{speeds.to_markdown(index=False)}\n"
+        f"float32{' (convolutions in TF32)' if device == 'cuda' else ''}, channels_last, "
+        f"{where(device)}. Share: the time ratio over the FLOPs ratio. Like for like: the same "
+        "against the full model, decomposed without masks and, where the module is, folded."
     )
-    if costs is None:
-        return page
-    return (
-        f"{page}\nWhat cutting at keep .3 costs, in a fresh process; peak: growth of the resident "
-        f"set.\n\n{costs.to_markdown(index=False)}\n"
-    )
+    show(f"module_speed{'-gpu' if device == 'cuda' else ''}", caption, speeds, write)
 
 
 if __name__ == "__main__":

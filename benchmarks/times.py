@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.module_speed import medians, peak, reset_peak
+from benchmarks.measuring import Row, alone, medians, timed
 from benchmarks.training_overhead import stepper
 from nemo.cells import Cell, Layout
 from nemo.config import STANDARD, Params, check_params, load_params
@@ -46,7 +43,6 @@ from nemo.training.tasks import Task, cross_entropy, make_task
 ROUNDS = 9
 BURST = {1: 5, 128: 1}  # timed calls in a turn, by batch
 MASK_IMAGES = 2560
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -114,10 +110,10 @@ def training_steps(params: Params, cells: list[Cell], data: Prepared) -> list[Ro
     seconds = medians(steps, ROUNDS, 1)
     del steps
     raw = params.model_dump()  # params themselves cannot be pickled
-    peaks = [_alone(_training_peak, raw, cell, data) for cell in cells]
+    peaks = [alone(_training_peak, raw, cell, data) for cell in cells]
     return [
         {"method": cell.method, "ms": 1000 * spent, "ratio": spent / seconds[0],
-         "peak_mb": size / 1e6}
+         "peak_mb": size}
         for cell, spent, size in zip(cells, seconds, peaks, strict=True)
     ]  # fmt: skip
 
@@ -125,12 +121,12 @@ def training_steps(params: Params, cells: list[Cell], data: Prepared) -> list[Ro
 def operations(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[Row]:
     """Seconds and memory of class masks and of each module's cutting; a step of its fine-tuning."""
     raw = params.model_dump()
-    masks = _alone(_class_masks, raw, layout, cell, data)
+    masks = alone(_class_masks, raw, layout, cell, data)
     rows = [{"what": "class masks of 1,000 images", **masks}]
     for subset in params.subsets:
-        made = _alone(_decompose, layout, cell, data, subset)
+        made = alone(_decompose, layout, cell, data, subset)
         rows.append({"what": "decompose", "subset": subset, **made})
-        made = _alone(_finetuning, raw, layout, cell, data, subset)
+        made = alone(_finetuning, raw, layout, cell, data, subset)
         rows.append({"what": "fine-tuning step", "subset": subset, **made})
     return rows
 
@@ -167,7 +163,7 @@ def _class_masks(raw: Row, layout: Layout, cell: Cell, data: Prepared) -> Row:
     batches = Batches(some, data.mean, data.std, 256)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
-        row = _timed(lambda: measure_masks(modular, batches, chosen, out, ""))
+        row = timed(lambda: measure_masks(modular, batches, chosen, out, ""))
     return row | {"seconds": row["seconds"] / MASK_IMAGES * 1000}
 
 
@@ -178,40 +174,22 @@ def _decompose(layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     masks = every.select(parse_subset(subset, data.classes))
     small = build_model("resnet18", 10, 32, CnnShape(width=0.1))
     decompose(small, {})  # imports, and what torch sets up once
-    return _timed(lambda: decompose(modular, masks))
+    return timed(lambda: decompose(modular, masks))
 
 
 def _finetuning(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     module = load(layout.module(cell, subset))
     plan = Plan.of(check_params(raw).for_method(cell.method).finetune, module.info["family"])
     step = _step(module, Task(cross_entropy), plan, data)
-    first = _timed(step)  # the one that allocates, the optimizer's state too
-    rest = _timed(lambda: [step() for _ in range(ROUNDS)])
+    first = timed(step)  # the one that allocates, the optimizer's state too
+    rest = timed(lambda: [step() for _ in range(ROUNDS)])
     return {"seconds": rest["seconds"] / ROUNDS, "peak_mb": first["peak_mb"]}
 
 
-def _timed(call: Callable[[], Any]) -> Row:
-    reset_peak()
-    before, begin = peak(), time.perf_counter()
-    call()
-    spent = time.perf_counter() - begin
-    return {"seconds": spent, "peak_mb": (peak() - before) / 1e6}
-
-
-def _training_peak(raw: Row, cell: Cell, data: Prepared) -> int:
-    """Growth of the resident set over two steps, the optimizer's state included."""
+def _training_peak(raw: Row, cell: Cell, data: Prepared) -> float:
+    """Growth of the resident set over two steps in MB, the optimizer's state included."""
     step = training_step(check_params(raw), cell, data)
-    reset_peak()
-    before = peak()
-    step()
-    step()
-    return peak() - before
-
-
-def _alone(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of a call in a fresh process with as many threads as this one."""
-    with get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
-        return pool.apply(function, args)
+    return float(timed(lambda: [step(), step()])["peak_mb"])
 
 
 def _like_in_use(model: nn.Module) -> nn.Module:
