@@ -34,7 +34,7 @@ def report(params_file: str, show: bool, against: str | None, tracked: bool) -> 
     """Write the tables, figures and page of the profile's results."""
     params = load_params(params_file)
     out = Layout().report(params.profile)
-    from nemo.report import render_tables, write_report
+    from nemo.report.build import render_tables, write_report
 
     if show:
         render_tables(out)
@@ -54,7 +54,7 @@ def report(params_file: str, show: bool, against: str | None, tracked: bool) -> 
 
 
 def _check(out: Path, committed: Path) -> None:
-    from nemo.report import check
+    from nemo.report.drift import check
 
     drift = check(out, committed)
     for line in drift:

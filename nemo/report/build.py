@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -109,31 +110,9 @@ def render_tables(out: Path) -> None:
             raise MissingResultError(f"{path} is missing; `dvc repro` makes it, or `nemo report`")
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-            _print_framed(text)
+            from rich.console import Console
+            from rich.markdown import Markdown
+
+            Console().print(Markdown(re.sub(r"^!.*$", "", text, flags=re.M)))
         else:
             print(text)
-
-
-def _print_framed(text: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Framed
-
-    console = Console(highlight=False)
-    for block in text.strip().split("\n\n"):
-        if block.startswith("!["):
-            continue
-        if not block.startswith("|"):
-            heading = block.startswith("#")
-            console.print(escape(block.lstrip("# ")), style="bold" if heading else "dim")
-            continue
-        head, align, *rows = (
-            [c.strip() for c in r.strip("|").split("|")] for r in block.split("\n")
-        )
-        framed = Framed(box=box.SIMPLE_HEAD)
-        for name, rule in zip(head, align, strict=True):
-            framed.add_column(escape(name), justify="right" if rule.endswith(":") else "left")
-        for row in rows:
-            framed.add_row(*map(escape, row))
-        console.print(framed)

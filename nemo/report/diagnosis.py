@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from nemo.forms import percent
 from nemo.masking.objectives import OBJECTIVES
@@ -17,8 +17,7 @@ COHESION_LIMIT = 0.7
 CERTIFICATE_LIMIT = 1e-9
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """Something that looks wrong, with its evidence and what usually helps."""
 
     where: str

@@ -14,8 +14,6 @@ from nemo.forms import EXACT
 from nemo.report.table import SEED, Table
 from nemo.report.tables import T1, TABLES
 
-Series = dict[tuple[str, ...], "pd.Series[float]"]
-
 
 def check(fresh: Path, committed: Path) -> list[str]:
     """Compare the CSV tables of two reports.
@@ -54,38 +52,24 @@ def _compare(table: Table, fresh: pd.DataFrame, committed: pd.DataFrame) -> list
     missing_keys = [key for key in table.key_names if key not in fresh.columns]
     if missing_keys:
         return [f"{name}: no column {key}" for key in missing_keys]
-    new, old = _by_key(table, fresh), _by_key(table, committed)
-    lines = [f"{name}: {_named(key)} is new" for key in new if key not in old]
-    lines += [f"{name}: {_named(key)} is gone" for key in old if key not in new]
-    if len(new) < len(fresh) or len(old) < len(committed):
+    texts = [name for name in table.texts if name in fresh]  # what computed it may be another
+    new, old = (f.set_index(table.key_names).drop(columns=texts) for f in (fresh, committed))
+    lines = [f"{name}: {_named(key)} is new" for key in new.index.difference(old.index)]
+    lines += [f"{name}: {_named(key)} is gone" for key in old.index.difference(new.index)]
+    if new.index.has_duplicates or old.index.has_duplicates:
         lines.append(f"{name}: a row occurs twice")
-    for key in old:
-        if key in new:
-            lines += _differences(table, key, new[key], old[key])
-    return lines
-
-
-def _by_key(table: Table, frame: pd.DataFrame) -> Series:
-    keys = frame[table.key_names].astype(str).itertuples(index=False, name=None)
-    texts = [name for name in table.texts if name in frame]  # what computed it may be another
-    values = frame.drop(columns=[*table.key_names, *texts])
-    return {key: values.iloc[row] for row, key in enumerate(keys)}
-
-
-def _differences(
-    table: Table, key: tuple[str, ...], fresh: pd.Series[float], committed: pd.Series[float]
-) -> list[str]:
     tolerances = {metric.name: metric.tolerance for metric in table.metrics}
-    lines = []
-    for column in committed.index:
-        tolerance = tolerances.get(str(column), EXACT)
-        now, then = float(fresh[column]), float(committed[column])
-        if not tolerance.admits(now, then):
-            allowed = tolerance.absolute + tolerance.relative * abs(then)
-            lines.append(
-                f"{table.name}.csv: {_named(key)}: {column} was {then:.6g}, is {now:.6g}, "
-                f"allowed ±{allowed:.3g} ({tolerance.why})"
-            )
+    rows = [dict(zip(f.index, f.to_dict("records"), strict=True)) for f in (new, old)]
+    for key in old.index.intersection(new.index):
+        for column in old.columns:
+            now, then = (float(row[key][column]) for row in rows)
+            tolerance = tolerances.get(column, EXACT)
+            if not tolerance.admits(now, then):
+                allowed = tolerance.absolute + tolerance.relative * abs(then)
+                lines.append(
+                    f"{name}: {_named(key)}: {column} was {then:.6g}, is {now:.6g}, "
+                    f"allowed ±{allowed:.3g} ({tolerance.why})"
+                )
     return lines
 
 

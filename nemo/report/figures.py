@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import pandas as pd
 from nemo.forms import percent
 from nemo.metrics import METRICS
 from nemo.report.published import PUBLISHED
-from nemo.report.style import INK, Picture, figure, tones
+from nemo.report.style import INK, Picture, figure, legend, tones
 from nemo.report.table import Table
-from nemo.report.words import label
 
 Frame = pd.DataFrame
 LINES = ("-o", "--s", ":^", "-.v")
@@ -26,6 +25,7 @@ def draw(table: Table, frame: Frame, folder: Path, dataset: str) -> Picture:
     frame = _in_percent(frame, table)
     sizes = [m.name for m in table.metrics if m.name == "parameters_ratio"]  # of a standard model,
     frame = frame.reindex(columns=frame.columns.union(sizes, sort=False))  # which may be missing
+    frame = frame.assign(row=frame["model"] + ", " + frame["method"] if "method" in frame else "")
     how = DRAW[table.name](frame, folder / name)
     return Picture(name, f"{table.title}, {dataset}", how)
 
@@ -36,12 +36,35 @@ def _in_percent(frame: Frame, table: Table) -> Frame:
     return frame.assign(**{name: 100 * frame[name] for name in shares})
 
 
-def _models(frame: Frame, path: Path) -> str:
-    columns = [c for c in ("accuracy", "nrr", "coupling") if c in frame]
-    with figure(path, 1, len(columns), (9, 0.9 + 0.36 * frame["model"].nunique())) as axes:
+def _dots(
+    frame: Frame,
+    path: Path,
+    columns: Sequence[str],
+    *,
+    row: str = "model",
+    kind: str = "method",
+    width: float = 9,
+    height: tuple[float, float] = (0.9, 0.36),
+    zero: bool = False,
+) -> None:
+    """An axis per column: a line per `row`, a point per `kind` in it. In inches: `width`, and
+    `height` in all and of a row. `zero` marks it, and what is published of a column."""
+    columns = [column for column in columns if column in frame]
+    tall = height[0] + height[1] * frame[row].nunique()
+    with figure(path, 1, len(columns), (width, tall)) as axes:
         for axis, column in zip(axes.flat, columns, strict=True):
-            _rows(axis, frame.dropna(subset=[column]), "model", "method", column)
-        _legend(axes, tones(frame["method"]))
+            _rows(axis, frame.dropna(subset=[column]), row, kind, column)
+            if zero:
+                axis.axvline(0, color=INK, lw=0.8)
+            if zero and column in PUBLISHED:
+                by = 1 if column.endswith("_points") else 100
+                axis.axvline(by * PUBLISHED[column], color="#D55E00", lw=1, ls="--")
+        if kind != "model":  # rows name it
+            legend(axes, tones(frame[kind]))
+
+
+def _models(frame: Frame, path: Path) -> str:
+    _dots(frame, path, ("accuracy", "nrr", "coupling"))
     return "Accuracy, the share of neurons that a class keeps, and the likeness of class masks."
 
 
@@ -68,7 +91,7 @@ def _modules(frame: Frame, path: Path) -> str:
         for axis, subset in zip(axes[0], subsets, strict=True):
             axis.set_title(subset, fontsize=8.5)
         axes.flat[0].figure.supxlabel("parameters, % of the standard model", fontsize=9)
-        _legend(axes, colours)
+        legend(axes, colours)
     return (
         "Size against test accuracy after fine-tuning. The grey line is the Pareto front: nothing "
         "is above and left of it."
@@ -82,10 +105,7 @@ def _front(means: Frame) -> Frame:
 
 
 def _objectives(frame: Frame, path: Path) -> str:
-    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
-    with figure(path, 1, 3, (9, 0.8 + 0.36 * frame["row"].nunique())) as axes:
-        for axis, column in zip(axes.flat, ("accuracy", "nrr", "coupling"), strict=True):
-            _rows(axis, frame, "row", "model", column)
+    _dots(frame, path, ("accuracy", "nrr", "coupling"), row="row", kind="model", height=(0.8, 0.36))
     return "What each loss on the masks does to accuracy, neurons kept and coupling."
 
 
@@ -168,21 +188,12 @@ def _granularity(frame: Frame, path: Path) -> str:
 def _costs(frame: Frame, path: Path) -> str:
     steps = frame[frame["what"].str.startswith("training step")]
     steps = steps.assign(method=steps["what"].str.removeprefix("training step, "))
-    with figure(path, 1, 2, (7, 0.9 + 0.36 * steps["model"].nunique())) as axes:
-        for axis, column in zip(axes.flat, ("ratio", "peak_mb"), strict=True):
-            _rows(axis, steps, "model", "method", column)
-        _legend(axes, tones(steps["method"]))
+    _dots(steps, path, ("ratio", "peak_mb"), width=7)
     return "A training step: time over the standard one, and memory."
 
 
 def _headline(frame: Frame, path: Path) -> str:
-    with figure(path, 1, 2, (7, 0.9 + 0.36 * frame["model"].nunique())) as axes:
-        for axis, (column, published) in zip(axes.flat, PUBLISHED.items(), strict=True):
-            _rows(axis, frame, "model", "method", column)
-            axis.axvline(0, color=INK, lw=0.8)
-            by = 1 if column.endswith("_points") else 100
-            axis.axvline(by * published, color="#D55E00", lw=1, ls="--")
-        _legend(axes, tones(frame["method"]))
+    _dots(frame, path, tuple(PUBLISHED), width=7, zero=True)
     return (
         "The dashed line is what is published for NeMo, an average over models and two data sets "
         "at full scale."
@@ -190,23 +201,17 @@ def _headline(frame: Frame, path: Path) -> str:
 
 
 def _alternatives(frame: Frame, path: Path) -> str:
-    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
-    with figure(path, 1, 1, (6.5, 1 + 0.5 * frame["row"].nunique())) as axes:
-        _rows(axes.flat[0], frame, "row", "alternative", "ahead_points")
-        axes.flat[0].axvline(0, color=INK, lw=0.8)
-        _legend(axes, tones(frame["alternative"]))
+    sizes: dict[str, Any] = {"width": 6.5, "height": (1, 0.5)}
+    _dots(frame, path, ("ahead_points",), row="row", kind="alternative", zero=True, **sizes)
     return "Right of zero the module is better than the alternative; mean of subsets."
 
 
 def _gap(frame: Frame, path: Path) -> str:
     columns = [name for scope, name in METRICS if scope == "gap" and name in frame]
-    frame = frame.assign(row=frame["model"] + ", " + frame["method"])
     means = frame.groupby(["row", "seed"], sort=False)[columns].mean().reset_index()  # of subsets
-    tall = means.melt(["row", "seed"], columns, "kind", "accuracy")
-    with figure(path, 1, 1, (6.5, 1 + 0.4 * frame["row"].nunique())) as axes:
-        _rows(axes.flat[0], tall, "row", "kind", "accuracy")
-        axes.flat[0].set_xlabel("validation accuracy, %, mean of subsets")
-        _legend(axes, tones(columns))
+    shown = "validation accuracy, %, mean of subsets"
+    tall = means.melt(["row", "seed"], columns, "kind", shown)
+    _dots(tall, path, (shown,), row="row", kind="kind", width=6.5, height=(1, 0.4))
     return "Modules before fine-tuning, from masks of each sample to one mask for all."
 
 
@@ -235,16 +240,3 @@ def _rows(axis: Any, frame: Frame, row: str, kind: str, column: str) -> None:
     axis.set_yticks(range(len(names), 0, -1), names)
     axis.set_ylim(0.4, len(names) + 0.6)
     axis.set_xlabel(column)
-
-
-def _legend(axes: Any, colours: dict[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    marks = [
-        Line2D([], [], ls="", marker="o", color=tone, label=label(name))
-        for name, tone in colours.items()
-    ]
-    drawing = axes.flat[0].figure
-    longest = max(len(label(name)) for name in colours)
-    columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * longest)))
-    drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))

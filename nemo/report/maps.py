@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from nemo.report.collect import Results
-from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, figure, spread_labels, tones
+from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, figure, legend, tones
 from nemo.report.words import label as method_label
 from nemo.results import CellResult
 
@@ -34,31 +33,20 @@ def _names(results: Results, dataset: str) -> list[str]:
     return [str(name) for name in results.datasets[dataset]["classes"]]
 
 
-def _curves(
-    cells: list[CellResult], column: str
-) -> dict[str, list[tuple[list[float], list[float]]]]:
-    """Per method, one (epochs, values) per seed; cells without the column are left out."""
-    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for cell in cells:
-        rows = [row for row in cell.history if column in row]
-        if rows:
-            line = ([row["epoch"] for row in rows], [row[column] for row in rows])
-            curves.setdefault(cell.cell.method, []).append(line)
-    return curves
-
-
 def _history(results: Results, dataset: str, out: Path) -> Picture:
     models = results.models(dataset)
     name = f"history-{dataset}.png"
-    with figure(out / name, len(models), 2, (8.6, 0.4 + 2.4 * len(models))) as axes:
+    with figure(out / name, len(models), 2, (8.6, 0.6 + 2.4 * len(models))) as axes:
+        colours = tones(cell.cell.method for cell in results.of(dataset))
         for row, model in zip(axes, models, strict=True):
             cells = results.of(dataset, model)
-            _lines(row[0], _curves(cells, "val_accuracy"), 100)
-            _lines(row[1], _curves(cells, "mask_on"), 1)
+            _lines(row[0], cells, colours, "val_accuracy", 100)
+            _lines(row[1], cells, colours, "mask_on", 1)
             row[0].set(title=model, ylabel="validation accuracy, %")
             row[1].set(title=" ", ylabel="sample-mask bits on", ylim=(-0.02, 1.02))
             for axis in row:
                 axis.set_xlabel("epoch")
+        legend(axes, colours)
     how = (
         "Left: accuracy on held-out training images (the first eighth of the epochs may lie below "
         "the axis). Right: the share of sample-mask bits that are "
@@ -69,29 +57,18 @@ def _history(results: Results, dataset: str, out: Path) -> Picture:
     return Picture(name, title, how)
 
 
-def _lines(axis: Any, curves: dict[str, list[tuple[list[float], list[float]]]], by: float) -> None:
-    ends, names, colours = [], [], tones(curves)
-    last = max((epochs[-1] for lines in curves.values() for epochs, _ in lines), default=1)
-    for method, lines in curves.items():
-        for epochs, values in lines:
-            axis.plot(epochs, [by * v for v in values], color=colours[method], linewidth=1.4)
-        ends.append(fmean(by * values[-1] for _, values in lines))
-        names.append(method)
-    settled = [by * v for lines in curves.values() for e, vs in lines for v in vs[len(vs) // 8 :]]
+def _lines(
+    axis: Any, cells: list[CellResult], colours: dict[str, str], column: str, by: float
+) -> None:
+    """A line per cell that has the column, `by` times its values."""
+    settled: list[float] = []
+    for cell in cells:
+        rows = [(row["epoch"], by * row[column]) for row in cell.history if column in row]
+        if rows:
+            axis.plot(*zip(*rows, strict=True), color=colours[cell.cell.method], linewidth=1.4)
+            settled += [value for _, value in rows[len(rows) // 8 :]]
     if by == 100 and settled:  # the steep first epochs would flatten what matters
         axis.set_ylim(min(settled) - 2, min(101, max(settled) + 2))
-    low, high = axis.get_ylim()
-    for end, method in zip(spread_labels(ends, (high - low) * 0.09), names, strict=True):
-        axis.annotate(
-            method_label(method),
-            (last, end),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            color=colours[method],
-            weight="bold",
-            annotation_clip=False,
-        )
 
 
 def _panels(

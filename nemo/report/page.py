@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import astuple
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,10 @@ def page(
             )
             for table, parts in sections
         ],
-        "beside": [astuple(pair) for name in results.datasets for pair in beside(results, name)],
+        "beside": [pair for name in results.datasets for pair in beside(results, name)],
         "nothing": NOTHING,
-        "flags": [astuple(flag) for flag in diagnose(results, listed)],
-        "others": [astuple(flag) for flag in diagnose(results, others)],
+        "flags": diagnose(results, listed),
+        "others": diagnose(results, others),
         "maps": [(picture, _inline(folder / picture.file)) for picture in maps],
         "rerun": words.rerun(results),
         "settings": words.settings(results.params),

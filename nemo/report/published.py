@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import dataclass
 from importlib.resources import files
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemo.report.collect import Results
 from nemo.report.words import shape_of
@@ -33,8 +32,7 @@ PUBLISHED_METRICS = {  # of the paper's abstract: averages over models, at full 
 NOTHING = "No published figure measures the same thing on this data set and these models."
 
 
-@dataclass(frozen=True)
-class Beside:
+class Beside(NamedTuple):
     """One of our numbers and the published one, each with its scale."""
 
     what: str

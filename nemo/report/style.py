@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from nemo.files import writing
 from nemo.masking.objectives import OBJECTIVES
+from nemo.report.words import label
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and greys; methods have their own
 PALETTE = (
@@ -81,26 +81,15 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> It
             drawing.savefig(path, format="png", metadata={"Software": None})
 
 
-def spread_labels(wanted: list[float], gap: float) -> list[float]:
-    """Positions near those wanted, in their order, at least `gap` apart.
+def legend(axes: Any, colours: dict[str, str]) -> None:
+    """Above all axes, what the colours stand for, in as many columns as there is room for."""
+    from matplotlib.lines import Line2D
 
-    Labels that would touch form a row that is centred on the mean of what they wanted.
-    """
-    rows: list[list[int]] = []
-    for label in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
-        row = [label]
-        while rows and _span(rows[-1], wanted, gap)[1] + gap > _span(row, wanted, gap)[0]:
-            row = rows.pop() + row
-        rows.append(row)
-    placed = list(wanted)
-    for row in rows:
-        for step, label in enumerate(row):
-            placed[label] = _span(row, wanted, gap)[0] + step * gap
-    return placed
-
-
-def _span(row: list[int], wanted: list[float], gap: float) -> tuple[float, float]:
-    """Where the first and the last label of a row stand."""
-    centre = fmean(wanted[i] for i in row)
-    half = gap * (len(row) - 1) / 2
-    return centre - half, centre + half
+    marks = [
+        Line2D([], [], ls="", marker="o", color=tone, label=label(name))
+        for name, tone in colours.items()
+    ]
+    drawing = axes.flat[0].figure
+    longest = max(len(label(name)) for name in colours)
+    columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * longest)))
+    drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))

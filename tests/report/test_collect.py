@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nemo.cells import Cell
-from nemo.report import write_report
+from nemo.report.build import write_report
 from nemo.report.collect import collect
 from nemo.results import MissingResultError, result_file
 from tests.report.fake import edit, make_params, make_results

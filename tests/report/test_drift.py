@@ -11,8 +11,8 @@ import pytest
 
 from nemo.forms import EXACT, Tolerance
 from nemo.metrics import METRICS
-from nemo.report import check
 from nemo.report.collect import collect
+from nemo.report.drift import check
 from nemo.report.table import csv_text
 from nemo.report.tables import frames
 from tests.report.fake import make_params, make_results

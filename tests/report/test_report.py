@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,10 +16,9 @@ import pytest
 from nemo.cells import Cell
 from nemo.config import Params
 from nemo.forms import count, points
-from nemo.report import render_tables, write_report
+from nemo.report.build import render_tables, write_report
 from nemo.report.collect import Results, collect
 from nemo.report.diagnosis import diagnose
-from nemo.report.style import spread_labels
 from nemo.report.tables import frames
 from nemo.report.words import headlines
 from nemo.results import MissingResultError, result_file
@@ -256,17 +254,9 @@ def test_points_are_never_minus_zero() -> None:
     assert [points(v) for v in (-0.04, 0.0, 0.06, -1.25)] == ["0.0", "0.0", "+0.1", "-1.2"]
 
 
-def test_labels_keep_their_order_and_distance() -> None:
-    placed = spread_labels([0.5, 0.51, 0.1, 0.5], 0.1)
-    ordered = sorted(placed)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(ordered))
-    assert placed[2] == 0.1  # nothing touches it
-    assert spread_labels([], 1) == []
-
-
 def test_a_report_imports_no_torch(root: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from nemo.report import write_report; "
+        "import sys; from pathlib import Path; from nemo.report.build import write_report; "
         "from tests.report.fake import make_params; "
         f"write_report(make_params(), Path({str(root)!r}), Path({str(tmp_path / 'r')!r})); "
         "sys.exit('torch' in sys.modules)"

@@ -13,8 +13,9 @@ import pytest
 from nemo.cells import Cell
 from nemo.config import Params, load_params
 from nemo.metrics import METRICS, Subject, logged, metric
-from nemo.report import check, write_report
+from nemo.report.build import write_report
 from nemo.report.collect import collect
+from nemo.report.drift import check
 from nemo.report.table import csv_text
 from nemo.report.tables import TABLES, frames
 from nemo.report.words import headlines
