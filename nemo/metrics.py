@@ -51,7 +51,6 @@ class Metric:
         scope: `cell` (T1), `module` (T2), or the table whose rows have it.
         value: how it is found; None where the rows of its table are made as a whole.
         mlflow: its key in MLflow; None is the name, an empty text keeps it out.
-        spread: whether the standard deviation over seeds is shown.
         worst: whether the largest value over seeds is shown and not the mean: it is a bound.
         ratio: the metric whose percentage stands behind it in brackets.
     """
@@ -63,10 +62,13 @@ class Metric:
     scope: str = "cell"
     value: Value | None = None
     mlflow: str | None = None
-    spread: bool = True
     worst: bool = False
     ratio: str = ""
-    integer: bool = False
+
+    @property
+    def integer(self) -> bool:
+        """Whether it counts something."""
+        return self.form in (f.count, f.whole)
 
 
 METRICS: dict[tuple[str, str], Metric] = {}
@@ -118,12 +120,8 @@ def logged(subject: Subject) -> dict[str, float]:
 
 
 def _kept(key: str) -> Value:
-    """A value that the file of results has under that key."""
-    return lambda of: (of.cell if of.module is None else of.module).metrics.get(key)
-
-
-def _timed(name: str) -> Value:
-    return lambda of: of.times.get(name)
+    """A value that the file of results or of times has under that key."""
+    return lambda of: of.times.get(key, (of.module or of.cell).metrics.get(key))
 
 
 def _lost(key: str) -> Value:
@@ -139,7 +137,7 @@ def _lost(key: str) -> Value:
 
 def _best_test(of: Subject) -> float | None:
     """The paper's protocol: the best epoch on the test images, where they were watched."""
-    part = of.cell if of.module is None else of.module
+    part = of.module or of.cell
     watched = [row["test_accuracy"] for row in part.history if "test_accuracy" in row]
     if best := part.metrics.get("best_test_accuracy"):
         watched.append(best)
@@ -147,24 +145,24 @@ def _best_test(of: Subject) -> float | None:
 
 
 def _whole_standard(of: Subject) -> float | None:
-    return _subset(of.standard, of)
+    return None if of.standard is None else of.standard.subsets.get(_module(of).subset)
 
 
 def _whole_modular(of: Subject) -> float | None:
-    return None if of.alternative or not of.cell.modular else _subset(of.cell, of)
+    modular = of.cell.modular and not of.alternative
+    return of.cell.subsets.get(_module(of).subset) if modular else None
 
 
-def _subset(cell: CellResult | None, of: Subject) -> float | None:
+def _module(of: Subject) -> ModuleResult:
     assert of.module is not None
-    return None if cell is None else cell.subsets.get(of.module.subset)
+    return of.module
 
 
 def _of_standard(key: str) -> Value:
     """A module's accuracy or size over that of the standard model for the same classes."""
 
     def value(of: Subject) -> float | None:
-        assert of.module is not None
-        mine = of.module.metrics.get(key)
+        mine = _module(of).metrics.get(key)
         if mine is None or of.standard is None:
             return None
         size = key in ("parameters", "flops")
@@ -175,8 +173,8 @@ def _of_standard(key: str) -> Value:
 
 
 def _classes(of: Subject) -> float | None:
-    assert of.module is not None
-    return len(of.module.metrics["classes"]) if "classes" in of.module.metrics else None
+    classes = _module(of).metrics.get("classes")
+    return None if classes is None else len(classes)
 
 
 def _register(scope: str, *entries: Metric) -> None:
@@ -196,18 +194,18 @@ _register(
     Metric("nrr", "NRR", plain, f.MASKS),
     Metric("cohesion", "Cohesion", plain, f.MASKS),
     Metric("coupling", "Coupling", plain, f.MASKS),
-    Metric("dead_layers", "Dead layers", f.whole, f.DEAD, spread=False, integer=True),
-    Metric("layers", integer=True),
-    Metric("neurons", integer=True),
-    Metric("parameters", "Parameters", f.count, spread=False, integer=True),
-    Metric("generator_parameters", integer=True),
-    Metric("flops", "FLOPs", f.count, spread=False, integer=True),
-    Metric("epochs", integer=True),
-    Metric("cpu_time", "CPU time", value=_timed("cpu_time"), mlflow=""),
+    Metric("dead_layers", "Dead layers", f.whole, f.DEAD),
+    Metric("layers", form=f.whole),
+    Metric("neurons", form=f.whole),
+    Metric("parameters", "Parameters", f.count),
+    Metric("generator_parameters", form=f.whole),
+    Metric("flops", "FLOPs", f.count),
+    Metric("epochs", form=f.whole),
+    Metric("cpu_time", "CPU time", mlflow=""),
 )
 _register(
     "module",
-    Metric("classes", value=_classes, integer=True),
+    Metric("classes", form=f.whole, value=_classes),
     Metric("accuracy_standard", "Standard", percent, f.SUBSET, value=_whole_standard),
     Metric("accuracy_modular", "Modular", percent, f.SUBSET, value=_whole_modular),
     Metric("accuracy_step0", "Step 0", percent, f.STEP0, ratio="step0_ratio"),
@@ -216,24 +214,18 @@ _register(
     Metric("accuracy_ratio", "", percent, f.SUBSET, value=_of_standard("accuracy")),
     Metric("best_test_accuracy", "Best test", percent, f.SUBSET, value=_best_test),
     Metric("nrr", "NRR", plain, f.MASKS),
-    Metric("parameters", "Parameters", f.count, f.SIZE, spread=False, ratio="parameters_ratio",
-           integer=True),
+    Metric("parameters", "Parameters", f.count, f.SIZE, ratio="parameters_ratio"),
     Metric("parameters_ratio", "", percent, f.SIZE, value=_of_standard("parameters")),
-    Metric("bytes", "", f.count, f.SIZE, integer=True),
-    Metric("flops", "FLOPs", f.count, f.SIZE, spread=False, ratio="flops_ratio", integer=True),
+    Metric("bytes", "", f.count, f.SIZE),
+    Metric("flops", "FLOPs", f.count, f.SIZE, ratio="flops_ratio"),
     Metric("flops_ratio", "", percent, f.SIZE, value=_of_standard("flops")),
-    Metric("blocked", integer=True),
-    Metric("certificate", "Certificate", f.small, f.ROUNDING, spread=False, worst=True),
-    *(
-        entry
-        for batch, text in ((1, "1 image"), (128, "128 images"))
-        for entry in (
-            Metric(f"cpu_ms_{batch}", f"CPU ms, {text}", plain, value=_timed(f"cpu_ms_{batch}"),
-                   mlflow="", ratio=f"cpu_time_{batch}"),
-            Metric(f"cpu_time_{batch}", value=_timed(f"cpu_time_{batch}"), mlflow=""),
-        )
-    ),
-)  # fmt: skip
+    Metric("blocked", form=f.whole),
+    Metric("certificate", "Certificate", f.small, f.ROUNDING, worst=True),
+    Metric("cpu_ms_1", "CPU ms, 1 image", mlflow="", ratio="cpu_time_1"),
+    Metric("cpu_time_1", mlflow=""),
+    Metric("cpu_ms_128", "CPU ms, 128 images", mlflow="", ratio="cpu_time_128"),
+    Metric("cpu_time_128", mlflow=""),
+)
 _register(
     "objectives",
     Metric("module_accuracy", "Modules %", percent, f.SUBSET),
@@ -260,21 +252,21 @@ _register(
     Metric("worst_points", "Worst classes", points, f.AHEAD),
     Metric("best_points", "Best classes", points, f.AHEAD),
     Metric("flops_ratio", "Its FLOPs, %", percent, f.SIZE),
-    Metric("subsets_ahead", "Ahead in", f.whole, f.WINS, spread=False, integer=True),
-    Metric("subsets", "Of", f.whole, spread=False, integer=True),
+    Metric("subsets_ahead", "Ahead in", f.whole, f.WINS),
+    Metric("subsets", "Of", f.whole),
 )
 _register(
     "gap",
-    *(
-        Metric(name + low, text + (", low" if low else ""), percent, f.STEP0)
-        for low in ("", "_low")
-        for name, text in (
-            ("soft", "Soft"), ("binary", "Binary"), ("binary_bn", "Binary + BN"),
-            ("mean", "Mean"), ("mean_bn", "Mean + BN"),
-        )
-        if name + low != "soft_low"
-    ),
-)  # fmt: skip
+    Metric("soft", "Soft", percent, f.STEP0),
+    Metric("binary", "Binary", percent, f.STEP0),
+    Metric("binary_bn", "Binary + BN", percent, f.STEP0),
+    Metric("mean", "Mean", percent, f.STEP0),
+    Metric("mean_bn", "Mean + BN", percent, f.STEP0),
+    Metric("binary_low", "Binary, low", percent, f.STEP0),
+    Metric("binary_bn_low", "Binary + BN, low", percent, f.STEP0),
+    Metric("mean_low", "Mean, low", percent, f.STEP0),
+    Metric("mean_bn_low", "Mean + BN, low", percent, f.STEP0),
+)
 _register(
     "costs",
     Metric("ms", "ms", f.tenth),

@@ -118,7 +118,7 @@ def _cell(metric: Metric, rows: pd.DataFrame) -> str:
     if not len(values):
         return ""
     text = metric.form(float(values.max() if metric.worst else values.mean()))
-    if metric.spread and len(values) > 1:
+    if len(values) > 1 and not (metric.integer or metric.worst):
         text += f" ± {metric.form(float(values.std())).lstrip('+')}"
     if metric.ratio in rows and rows[metric.ratio].notna().any():
         text += f" ({100 * rows[metric.ratio].astype(float).mean():.0f} %)"
