@@ -58,7 +58,8 @@ def clone(folder: Path, params: Path | None, changes: Iterable[str] = ()) -> Pat
 
 def environment() -> dict[str, str]:
     """The stages must run the clone's code, with the Python that runs this."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    others = ("PYTHONPATH", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT")
+    kept = {k: v for k, v in os.environ.items() if k not in others}
     return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sweep
 
-In a temporary project with a tiny training, `dvc exp run --queue` takes four values of tau and two
+In a fresh clone with a tiny training, `dvc exp run --queue` takes four values of tau and two
 workers compute them, each in a copy of its own, from nothing: so both train the standard cell, and
 wait for one another where they would share a checkpoint. It fails unless all four succeed with
 results that differ, with the project's code rather than an installed one, with no epoch twice in
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,12 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+from benchmarks.clones import ROOT, clone, environment
 
-ROOT = Path(__file__).parents[1]
 TAUS = (0.1, 0.2, 0.3, 0.5)
-EPOCHS = 3
-# Appended to the project's nemo, and not committed: each process says which nemo it runs.
+# Appended to the clone's nemo, and not committed: each process says which nemo it runs.
 TRACE = """
 import os as _os
 with open(_os.environ["NEMO_TRACE"], "a") as _file:
@@ -37,41 +33,16 @@ with open(_os.environ["NEMO_TRACE"], "a") as _file:
 """
 
 
-def make_project(root: Path) -> None:
-    """The pipeline in a repository of its own, with a training of seconds."""
-    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    for name in ("nemo", "stages", "plugins"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    params = yaml.safe_load((root / "params.yaml").read_text())
-    params |= {"models": ["resnet18"], "methods": ["standard", "nemo"], "subsets": ["0+1"]}
-    params["architecture"] = {"resnet18": {"width": 0.0625}}
-    params["train"]["epochs"] = EPOCHS
-    params["finetune"]["epochs"] = 1
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    for command in ("init -q", "add -A", "commit -q -m start"):
-        identity = ["-c", "user.name=sweep", "-c", "user.email=sweep@localhost"]
-        subprocess.run(["git", *identity, *command.split()], cwd=root, check=True)
-    with (root / "nemo/__init__.py").open("a") as file:
-        file.write(TRACE)
-
-
 class Project:
-    """Runs DVC in `root` as someone would for whom another checkout of nemo is installed."""
+    """Runs DVC in a clone as someone would for whom another checkout of nemo is installed."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.trace = root.parent / "trace"
-        self.environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "NEMO_TRACE": str(self.trace),
-            "OMP_NUM_THREADS": "1",
-        }
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT"):
-            self.environment.pop(name, None)
+    def __init__(self, folder: Path) -> None:
+        self.root = clone(folder / "project", None)
+        with (self.root / "nemo/__init__.py").open("a") as file:
+            file.write(TRACE)
+        self.trace = folder / "trace"
+        traced = {"PYTHONPATH": str(ROOT), "NEMO_TRACE": str(self.trace), "OMP_NUM_THREADS": "1"}
+        self.environment = environment() | traced
 
     def dvc(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "dvc", *arguments]
@@ -153,13 +124,11 @@ def curves_of(root: Path) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--limit", type=float, default=1800, help="seconds that the queue may take")
     limit = parser.parse_args().limit
     with tempfile.TemporaryDirectory() as folder:
-        project = Project(Path(folder) / "project")
-        project.root.mkdir()
-        make_project(project.root)
+        project = Project(Path(folder))
         start = time.monotonic()
         project.sweep(limit)
         wrong = check(project)
