@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from nemo.cli.modules import card, show
+
 if TYPE_CHECKING:
     from nemo.config import Params
-    from nemo.cut import DecomposedModule
     from nemo.data import Prepared
 
+_DEFAULTS = yaml.safe_load(files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8"))
 _count = click.IntRange(min=1)
 _positive = click.FloatRange(min=0, min_open=True)
 _data = click.option(
@@ -23,16 +25,10 @@ _data = click.option(
 )
 
 
-def _defaults() -> dict[str, Any]:
-    file = files("nemo").joinpath("defaults.yaml")
-    sections: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return sections
-
-
 def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
     """An option that changes the params' `key`; its default is the one in defaults.yaml."""
     section, leaf = key.split(".")
-    value = _defaults()[section][leaf]
+    value = _DEFAULTS[section][leaf]
     shown = (
         f"{value['cnn']}, a Transformer {value['transformer']}"
         if isinstance(value, dict)
@@ -44,6 +40,12 @@ def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
 
 TUNED: dict[str, str] = {"data.size": "size", "data.flip": "flip", "data.crop": "crop"}
 TUNED["device"] = "device"
+MEASURED = {  # test accuracies, in `info` of the module
+    "all": "parent, all its classes:",
+    "subset": "parent, these classes:",
+    "as_cut": "module, as cut:",
+    "finetuned": "module, fine-tuned:",
+}
 
 
 @click.command()
@@ -102,38 +104,18 @@ def modularize(
     data = _prepared(params, work)
     modular = untrained(params, data)
     report = rehearse(modular, data)
-    _echo(coverage(modular, report))
+    click.echo("\n".join(coverage(modular, report)))
     if list_layers:
-        _echo(layer_table(modular.layers))
+        click.echo("\n".join(layer_table(modular.layers)))
         return
     assert out is not None
     layout = train_parent(params, data, work, click.echo)
     module = make_module(params, data, layout, out, click.echo)
-    _echo(layer_table(modular.layers, module.report["layers"]))
-    _echo(_card(module))
+    click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
+    show(card(module))
+    for key, what in MEASURED.items():
+        click.echo(f"test accuracy of the {what:<24} {module.info['test_accuracy'][key]:.1%}")
     click.echo(f"wrote {out}")
-
-
-def _echo(lines: list[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _card(module: DecomposedModule) -> list[str]:
-    """What became of the parent: size, certificate and accuracies."""
-    report, measured = module.report, module.info["test_accuracy"]
-    names = ", ".join(module.info["class_names"])
-    share = report["parameters"] / report["parent_parameters"]
-    return [
-        f"classes: {names}",
-        f"parameters: {report['parameters']:,} of {report['parent_parameters']:,} ({share:.1%})",
-        f"FLOPs: {report['flops'] / report['parent_flops']:.1%} of the parent's",
-        f"certificate: error {module.certificate['error']:.1e} of the logits' standard deviation",
-        f"test accuracy of the parent, all its classes: {measured['all']:.1%}",
-        f"test accuracy of the parent, these classes:   {measured['subset']:.1%}",
-        f"test accuracy of the module, as cut:          {measured['as_cut']:.1%}",
-        f"test accuracy of the module, fine-tuned:      {measured['finetuned']:.1%}",
-    ]
 
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:

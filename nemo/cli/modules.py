@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from nemo.module.decomposed import DecomposedModule
 
 _folder = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -16,28 +19,7 @@ def inspect(folder: Path) -> None:
     """Print the card of the module in FOLDER: classes, size, certificate, origin."""
     from nemo.module.files import load
 
-    module = load(folder)
-    report, certificate, info = module.report, module.certificate, module.info
-    names = info.get("class_names") or module.classes or "all of the parent's"
-    channels, height, width = module.input_size
-    share = report["parameters"] / report["parent_parameters"]
-    work = report["flops"] / report["parent_flops"]
-    kept = sum(layer["kept"] for layer in report["layers"].values())
-    total = sum(layer["total"] for layer in report["layers"].values())
-    card = {
-        "classes": ", ".join(map(str, names)) if isinstance(names, list) else names,
-        "input": f"{channels} x {height} x {width}",
-        "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
-        "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
-        "neurons": f"{kept:,} of {total:,}",
-        "certificate": f"error {certificate['error']:.1e} of the logits' standard deviation",
-        "fine-tuned": _finetuned(info),
-        "cut from": info.get("cell", "a model that the file does not name"),
-        "parent": info.get("parent_sha256", "unknown"),
-        "blocked ops": ", ".join(sorted(map(str, report["blocked"]))) or "none",
-    }
-    for name, value in card.items():
-        click.echo(f"{name:<12} {value}")
+    show(card(load(folder)))
 
 
 @click.command()
@@ -97,14 +79,36 @@ def export(folder: Path, to: str, out: Path | None) -> None:
         "latency": f"{theirs} an image, {ours} by the module "
         f"(medians, CPU, threads: {torch.get_num_threads()})",
     }
+    show(lines)
+
+
+def show(lines: dict[str, str]) -> None:
+    """Print names and values, one below the other."""
     for name, value in lines.items():
         click.echo(f"{name:<12} {value}")
 
 
-def _finetuned(info: dict[str, Any]) -> str:
-    if "finetuned" not in info:
-        return "no: as cut"
-    return f"yes, validation accuracy {info['finetuned']['val_accuracy']:.3f}"
+def card(module: DecomposedModule) -> dict[str, str]:
+    """{name: value} of what is worth knowing of a module."""
+    report, info = module.report, module.info
+    names = info.get("class_names") or module.classes or ["all of the parent's"]
+    share = report["parameters"] / report["parent_parameters"]
+    work = report["flops"] / report["parent_flops"]
+    layers, tuned = report["layers"].values(), info.get("finetuned")
+    reached = f"yes, validation accuracy {tuned['val_accuracy']:.3f}" if tuned else "no: as cut"
+    kept, total = (sum(layer[key] for layer in layers) for key in ("kept", "total"))
+    return {
+        "classes": ", ".join(map(str, names)),
+        "input": " x ".join(map(str, module.input_size)),
+        "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
+        "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
+        "neurons": f"{kept:,} of {total:,}",
+        "certificate": f"error {module.certificate['error']:.1e} of the logits' standard deviation",
+        "fine-tuned": reached,
+        "cut from": info.get("cell", "a model that the file does not name"),
+        "parent": info.get("parent_sha256", "unknown"),
+        "blocked ops": ", ".join(sorted(map(str, report["blocked"]))) or "none",
+    }
 
 
 COMMANDS = (inspect, predict, export)

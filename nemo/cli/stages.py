@@ -14,7 +14,7 @@ from nemo.config import EXTRAS, Params, load_params
 from nemo.fields import ParamsError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-_params = click.option(
+params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
 _dataset = click.option("--dataset", required=True, help="A key of `data` in the params file.")
@@ -32,11 +32,11 @@ def _cell(command: Callable[..., Any]) -> Callable[..., Any]:
         _dataset,
     ):
         command = option(command)
-    return _params(command)
+    return params_option(command)
 
 
 @click.command()
-@_params
+@params_option
 @click.option("--out", default="plan", show_default=True, type=click.Path(path_type=Path))
 def plan(params_file: str, out: Path) -> None:
     """Write what decides the result of each stage, for DVC to compare."""
@@ -48,7 +48,7 @@ def plan(params_file: str, out: Path) -> None:
 
 @click.command()
 @_dataset
-@_params
+@params_option
 def prepare(dataset: str, params_file: str) -> None:
     """Decode a data set once: images, labels, statistics and splits."""
     params = _checked(params_file, dataset)
@@ -129,7 +129,7 @@ def evaluate(**names: Any) -> None:
 
 
 @click.command()
-@_params
+@params_option
 def cells(params_file: str) -> None:
     """List the commands that compute params.yaml's cells without DVC, one a line.
 

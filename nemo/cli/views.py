@@ -10,16 +10,14 @@ from pathlib import Path
 import click
 
 from nemo.cells import Layout
+from nemo.cli.stages import params_option
 from nemo.config import load_params
 
 HEAD = "HEAD"  # the value of a bare --check: the last commit
-_params = click.option(
-    "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
-)
 
 
 @click.command()
-@_params
+@params_option
 @click.option("--show", is_flag=True, help="Print T1 and T2 of the finished report.")
 @click.option(
     "--check",
@@ -83,7 +81,7 @@ def _git(*arguments: str) -> str:
 
 
 @click.command()
-@_params
+@params_option
 def publish(params_file: str) -> None:
     """Log every finished cell and module to MLflow; what is there already stays as it is."""
     params = load_params(params_file)
