@@ -18,7 +18,7 @@ from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
 from nemo.trained import load_cell
 
-STEPS = 12  # of the bisection for a size
+STEPS = 13  # of the bisection for a size; the first tries all of it
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,17 @@ class Context:
         Raises:
             ValueError: none has so few.
         """
-        budget = self.budget()
-        found: nn.Module | None = make(1.0)
-        assert found is not None
-        if count_parameters(found) <= budget:
-            return found
-        low, high, found = 0.0, 1.0, None
+        budget, found = self.budget(), None
+        low, high, share = 0.0, 1.0, 1.0
         for _ in range(STEPS):
-            middle = (low + high) / 2
-            model = make(middle)
-            if count_parameters(model) <= budget:
-                low, found = middle, model
+            model = make(share)
+            if count_parameters(model) > budget:
+                high = share
             else:
-                high = middle
+                low, found = share, model
+                if share == 1:
+                    break
+            share = (low + high) / 2
         if found is None:
             raise ValueError(
                 f"{self.cell.name} {self.subset}: no smaller {self.cell.model} has at most the "

@@ -1,8 +1,4 @@
-"""What else has the size of a module: the obvious alternatives, with the same fine-tuning (ours).
-
-An alternative is one function behind one decorator, named by `alternatives.kinds` in params.yaml.
-Importing this package costs pydantic only: an alternative imports torch when it is made.
-"""
+"""What an alternative is, and the decorator that adds one (ours)."""
 
 from __future__ import annotations
 

@@ -6,13 +6,13 @@ refused. Other seeds and the variants that params define are shown too, where th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nemo.cells import Cell, cells
 from nemo.config import STANDARD, Params
+from nemo.files import read_json
 from nemo.metrics import Subject
 from nemo.results import (
     CellResult,
@@ -184,10 +184,6 @@ def _datasets(results: list[CellResult]) -> dict[str, Row]:
 
 
 def _times(results: list[CellResult], root: Path) -> dict[tuple[str, str, int], Row]:
-    found = {}
-    for result in results:
-        cell = result.cell
-        path = times_file(root, result.profile, cell)
-        if path.is_file():
-            found[cell.dataset, cell.model, cell.seed] = json.loads(path.read_text("utf-8"))
-    return found
+    cells = {(r.cell.dataset, r.cell.model, r.cell.seed): r for r in results}
+    files = {key: times_file(root, r.profile, r.cell) for key, r in cells.items()}
+    return {key: read_json(file) for key, file in files.items() if file.is_file()}
