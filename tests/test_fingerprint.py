@@ -57,7 +57,6 @@ MOVES = {
     "nemo.provenance": "says what made a result",
     "nemo.recipe": "the plan itself",
     "nemo.registry": "finds what params name",
-    "nemo.report": "names that users import",
     "nemo.report.collect": "what MLflow shows",
     "nemo.results": "paths and reading of finished results",
     "nemo.sections": "kinds of values",
