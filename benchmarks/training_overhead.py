@@ -23,7 +23,8 @@ from nemo.masking.objectives.nemo import LossParams, contrastive
 from nemo.models import build_model
 from nemo.models.registry import Shape
 from nemo.models.shapes import CnnShape, VitShape
-from nemo.training.fit import Gradients, Plan, RecordedGradients
+from nemo.training.fit import Plan
+from nemo.training.gradients import Gradients, RecordedGradients
 from nemo.training.tasks import Task, cross_entropy
 
 FORMS = {  # AMP, and whether the step is a CUDA graph
