@@ -1,4 +1,4 @@
-"""The forward and backward pass of a batch, launched op by op or replayed from a recording (ours)."""
+"""A batch's forward and backward pass, launched op by op or replayed from a recording (ours)."""
 
 from __future__ import annotations
 
