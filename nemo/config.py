@@ -137,7 +137,7 @@ class Params(Strict):
         for name, variant in self.variants.items():
             if name in OBJECTIVES:
                 raise ValueError(f"variants.{name}: a method has that name; choose another")
-            if variant.get("method") not in OBJECTIVES:
+            if str(variant.get("method")) not in OBJECTIVES:
                 accepted = ", ".join(OBJECTIVES)
                 raise ValueError(
                     f"variants.{name}.method: unknown {variant.get('method')!r}; "
@@ -151,6 +151,9 @@ class Params(Strict):
                 raise ValueError(f"{section}: required by the method {method!r}, and missing")
         modular = [m for m in self.methods if self.base_of(m).modular]
         for extra in EXTRAS:
+            for key, values in getattr(self, extra):
+                if len(set(values)) < len(values):
+                    raise ValueError(f"{extra}.{key}: {values} names something twice")
             for method in getattr(self, extra).of:
                 if method not in modular:
                     raise ValueError(

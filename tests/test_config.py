@@ -57,3 +57,20 @@ def test_every_profile_is_valid_and_says_how_to_run_it(profile):
 
 def test_params_is_the_quick_profile():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles" / "quick.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("variants", {"a": {"method": ["nemo"]}}, "variants.a.method: unknown ['nemo']"),
+        ("variants", {"a": {"method": "nemo", "mwt.beta": 1}}, "variants.a.mwt.beta: decides"),
+        ("variants", {"a": {"method": "nemo", "loss.tau": 0}}, "variants.a.loss.tau: input"),
+        ("variants", {"nemo": {"method": "nemo"}}, "variants.nemo: a method has that name"),
+        ("gap", {"of": ["nemo", "nemo"]}, "gap.of: ['nemo', 'nemo'] names something twice"),
+    ],
+)
+def test_what_a_variant_or_an_extra_may_not_be(tmp_path, key, value, line):
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, changed(key, value))
+    (only,) = str(caught.value).splitlines()
+    assert line in only
