@@ -123,6 +123,8 @@ class Params(Strict):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names something twice")
         for name in self.datasets:
+            if name == "times":
+                raise ValueError("datasets: 'times' is a folder beside the results; choose another")
             if name not in self.data:
                 raise ValueError(
                     f"datasets: {name!r} is not in data; accepted: {', '.join(self.data)}"

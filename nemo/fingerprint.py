@@ -37,15 +37,18 @@ def fingerprint(
 
     Args:
         entries: dotted names; of a module behind a registry, itself and what it imports.
-        plugins: paths of files of the user's own.
+        plugins: paths of files of the user's own; what they import of this package counts too.
         without: modules and packages that decide nothing in this case.
     """
     digest = hashlib.sha256()
-    for name in sorted(code_behind(entries, without)):
+    texts = {path: Path(path).read_text(encoding="utf-8") for path in plugins}
+    used = {name for text in texts.values() for name in _imports(ast.parse(text))}
+    reached = code_behind({name for name in used if not _within(name, without)}, without)
+    for name in sorted(code_behind(entries, without) | reached):
         digest.update(f"{name}\0{_text(_file(name))}\0".encode())
         for file in _beside(_file(name)):
             digest.update(f"{file.name}\0".encode() + file.read_bytes() + b"\0")
-    for path in plugins:
+    for path in texts:
         digest.update(f"{path}\0{_text(Path(path))}\0".encode())
     return digest.hexdigest()
 

@@ -5,6 +5,7 @@ Checkpoints, DVC's plan, result files and MLflow's runs all name a training by t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from nemo.cells import Cell
 from nemo.config import Params
 from nemo.fields import Family, PerFamily
+from nemo.files import rounded
 from nemo.masking.objectives import Objective
 
 # Keys that say where or how something is computed, and not what.
@@ -59,7 +61,9 @@ def flat(groups: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How two settings differ, a line a key; the origin of the images does not count."""
+    """How two settings differ, as files keep them, a line a key; the origin of the images does not
+    count."""
+    made, now = (json.loads(json.dumps(rounded(dict(values)))) for values in (made, now))
     keys = sorted(key for key in {*made, *now} - ORIGIN if made.get(key) != now.get(key))
     return [f"made with {key} {made.get(key)}, and params have {now.get(key)}" for key in keys]
 

@@ -20,7 +20,7 @@ from nemo.module.files import DESCRIPTION, WEIGHTS, load
 from nemo.predict import accuracy, predict
 from nemo.provenance import provenance
 from nemo.results import FORMAT
-from nemo.settings import settings
+from nemo.settings import differences, settings
 from nemo.trained import ABOUT, load_cell, weights_sha256
 
 Row = dict[str, Any]
@@ -50,7 +50,8 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         metrics["layers"] = len(masks["layers"])
         metrics["dead_layers"] = sum(bool(layer["dead"]) for layer in masks["layers"])
     classes = {subset: parse_subset(subset, data.classes) for subset in params.subsets}
-    made = read_json(layout.train(cell) / ABOUT)["made"]
+    about = read_json(layout.train(cell) / ABOUT)
+    _check_made(about["settings"], settings(params, cell, family), layout.train(cell))
     return {
         "format": FORMAT,
         "profile": params.profile,
@@ -60,7 +61,7 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         "family": family,
         "params": settings(params, cell, family),
         "data": _about(data),
-        "made": {"trained": made, "evaluated": provenance(device)},
+        "made": {"trained": about["made"], "evaluated": provenance(device)},
         "metrics": metrics,
         "subsets": {name: accuracy(*logits, classes=own) for name, own in classes.items()},
         "history": history,
@@ -75,6 +76,12 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
             if cell.method in getattr(params, extra).of
         },
     }  # fmt: skip
+
+
+def _check_made(made: Row, now: Row, folder: Path) -> None:
+    """Raise ValueError where weights are of other params than those that would be stated."""
+    for line in differences(made, {key: now.get(key) for key in made})[:1]:
+        raise ValueError(f"{folder}: {line}; run `nemo train` again")
 
 
 def _module_row(

@@ -193,5 +193,6 @@ def _describe(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[
         "classes": len(data.classes),
         "image_size": data.size[0],
         "shape": shape.model_dump(),
+        "settings": _key(params, cell, data, shape)["settings"],
         "made": provenance(resolve_device(params.device)),
     }
