@@ -1,9 +1,4 @@
-"""What a training adds to its task loss: the methods that params.yaml names (paper section 4.2).
-
-An objective is one function behind one decorator. `params.yaml` lists it under `methods` by its
-name and has its settings in a section of its own; docs/extending.md writes one. Importing this
-package costs pydantic only: an objective imports torch when it is called.
-"""
+"""The objectives by name, and the decorator that adds one."""
 
 from __future__ import annotations
 
