@@ -160,18 +160,9 @@ def load(folder: str | Path, memory: float | None = None) -> Prepared:
         splits = {s: Split(arrays[f"{s}.images"], arrays[f"{s}.labels"]) for s in SPLITS}
     except (OSError, KeyError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run `nemo prepare`") from None
-    return Prepared(
-        name=meta["name"],
-        title=meta["title"],
-        classes=tuple(meta["classes"]),
-        size=(meta["size"][0], meta["size"][1]),
-        mean=tuple(meta["mean"]),
-        std=tuple(meta["std"]),
-        flip=meta["flip"],
-        crop=meta["crop"],
-        sha256=meta["sha256"],
-        splits=splits,
-    )
+    about: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta.items()}
+    del about["counts"]
+    return Prepared(**about, splits=splits)
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -65,31 +64,18 @@ def _torchvision(source: str, size: int | None, downloads: Path) -> RawSplits:
     """CIFAR-10, CIFAR-100 or SVHN; torchvision checks the files' MD5 before it reads them."""
     from torchvision import datasets
 
-    title = DOWNLOADS[source][0]
+    splits, classes = {}, [str(name) for name in range(10)]
     with _one_line_on_failure(source, downloads):
-        if source == "svhn":
-            parts = {
-                split: datasets.SVHN(str(downloads), split=split, download=True)
-                for split in ("train", "test")
-            }
-            splits = {
-                split: _split(part.data.transpose(0, 2, 3, 1), part.labels, size)
-                for split, part in parts.items()
-            }
-            return RawSplits(title, [str(name) for name in range(10)], splits)
-        cifar = datasets.CIFAR10 if source == "cifar10" else datasets.CIFAR100
-        train = cifar(str(downloads), train=True, download=True)
-        test = cifar(str(downloads), train=False, download=True)
-    splits = {
-        "train": _split(train.data, train.targets, size),
-        "test": _split(test.data, test.targets, size),
-    }
-    return RawSplits(title, list(train.classes), splits)
-
-
-def _split(images: Any, labels: Any, size: int | None) -> RawSplit:
-    """Images (N, H, W, 3) and labels as torchvision's data sets hold them."""
-    return RawSplit(fit_all(np.asarray(images), size), np.asarray(labels, dtype=np.int64))
+        for split in ("train", "test"):
+            if source == "svhn":
+                part = datasets.SVHN(str(downloads), split=split, download=True)
+                images, labels = part.data.transpose(0, 2, 3, 1), part.labels
+            else:
+                cifar = datasets.CIFAR10 if source == "cifar10" else datasets.CIFAR100
+                part = cifar(str(downloads), train=split == "train", download=True)
+                images, labels, classes = part.data, part.targets, list(part.classes)
+            splits[split] = RawSplit(fit_all(images, size), np.asarray(labels, dtype=np.int64))
+    return RawSplits(DOWNLOADS[source][0], classes, splits)
 
 
 @contextmanager
