@@ -76,7 +76,8 @@ class Params(Strict):
         if method in self.variants:
             method = self.variants[method].get("method", "")
         if method not in OBJECTIVES:
-            raise ParamsError(f"methods: unknown {method!r}; accepted: {self._accepted()}")
+            accepted = ", ".join([*OBJECTIVES, *self.variants])
+            raise ParamsError(f"methods: unknown {method!r}; accepted: {accepted}")
         return OBJECTIVES[method]
 
     def for_method(self, method: str) -> Params:
@@ -97,9 +98,6 @@ class Params(Strict):
     def section(self, name: str | None) -> Any:
         """A method's own section, by its key; None where it has none."""
         return None if name is None else getattr(self, name)
-
-    def _accepted(self) -> str:
-        return ", ".join([*OBJECTIVES, *self.variants])
 
     @field_validator("models")
     @classmethod
@@ -140,10 +138,9 @@ class Params(Strict):
             if name in OBJECTIVES:
                 raise ValueError(f"variants.{name}: a method has that name; choose another")
             if str(variant.get("method")) not in OBJECTIVES:
-                accepted = ", ".join(OBJECTIVES)
                 raise ValueError(
                     f"variants.{name}.method: unknown {variant.get('method')!r}; "
-                    f"accepted: {accepted}"
+                    f"accepted: {', '.join(OBJECTIVES)}"
                 )
         if STANDARD not in self.methods:
             raise ValueError(f"methods: {STANDARD!r} is always part; all else is compared with it")
