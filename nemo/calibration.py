@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
-from nemo.data.batches import Part
 
 
 @torch.no_grad()
@@ -39,9 +39,9 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
 
 
 def training_batches(
-    data: Prepared, batch_size: int, device: torch.device, seed: int, part: Part = (0, 1)
+    data: Prepared, batch_size: int, device: torch.device, seed: int, **options: Any
 ) -> Batches:
-    """The training images shuffled and augmented, as a training sees them."""
+    """The training images shuffled and augmented, as a training sees them; options of `Batches`."""
     return Batches(
         data.splits["train"],
         data.mean,
@@ -51,5 +51,5 @@ def training_batches(
         shuffle=True,
         augment=Augment(flip=data.flip, crop=data.crop),
         seed=seed,
-        part=part,
+        **options,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nemo.calibration import training_batches
 from nemo.cells import Cell
 from nemo.config import STANDARD, Params
 from nemo.cost import count_parameters
-from nemo.data import Augment, Batches, Prepared
+from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.files import new_folder, write_csv, write_json
@@ -119,24 +119,11 @@ def _train(
     model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    batches = partial(
-        Batches,
-        mean=data.mean,
-        std=data.std,
-        device=device,
-        channels_last=channels_last,
-        part=rank_and_world_size(),
-    )
-    augment = Augment(flip=data.flip, crop=data.crop)
-    train = batches(
-        data.splits["train"],
-        batch_size=params.train.batch_size,
-        shuffle=True,
-        augment=augment,
-        seed=cell.seed,
-    )
+    options: Any = {"channels_last": channels_last, "part": rank_and_world_size()}
     watched = {
-        f"{split}_accuracy": batches(data.splits[split], batch_size=512)
+        f"{split}_accuracy": Batches(
+            data.splits[split], data.mean, data.std, 512, device=device, **options
+        )
         for split in (("val", "test") if params.train.watch_test else ("val",))
     }
 
@@ -146,7 +133,7 @@ def _train(
     history = fit(
         model,
         make_task(method, params.section(method.section), family, teacher),
-        train,
+        training_batches(data, params.train.batch_size, device, cell.seed, **options),
         Plan.of(params.train, family),
         device=device,
         validate=validate,

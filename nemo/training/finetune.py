@@ -6,6 +6,7 @@ The epoch is chosen on validation images; the authors' code takes the best one o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def finetune(
     history = fit(
         module,
         Task(cross_entropy),
-        training_batches(data, recipe.batch_size, device, seed, rank_and_world_size()),
+        training_batches(data, recipe.batch_size, device, seed, part=rank_and_world_size()),
         Plan.of(recipe, family, recipe.t_max.of(family) if recipe.t_max else None),
         device=device,
         validate=validate,
@@ -95,11 +96,9 @@ def _validation(
     module: nn.Module, data: Prepared, device: torch.device, watch_test: bool
 ) -> Callable[[], Row]:
     """What measures `module` on the validation images, and where asked for on the test images."""
+    where: Any = {"device": device, "part": rank_and_world_size()}
     validation, test = (
-        Batches(
-            data.splits[split], data.mean, data.std, 512, device=device, part=rank_and_world_size()
-        )
-        for split in ("val", "test")
+        Batches(data.splits[split], data.mean, data.std, 512, **where) for split in ("val", "test")
     )
 
     def validate() -> Row:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor, nn
 
 from nemo.data import Batches
@@ -137,25 +137,21 @@ class _State:
     """All that changes from epoch to epoch, as a checkpoint holds it."""
 
     def __init__(self, model: nn.Module, plan: Plan, device: torch.device) -> None:
-        self.model = model
         self.device = device
         self.optimizer = plan.make_optimizer(model)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, plan.t_max)
+        self.parts: dict[str, Any] = {
+            "model": model, "optimizer": self.optimizer, "scheduler": self.scheduler
+        }  # fmt: skip
         self.history: list[Row] = []
 
     def to_save(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "history": self.history,
-            "rng": _get_rng(self.device),
-        }
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return {**states, "history": self.history, "rng": _get_rng(self.device)}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.scheduler.load_state_dict(saved["scheduler"])
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
         self.history = saved["history"]
         _set_rng(saved["rng"], self.device)
 
@@ -231,11 +227,9 @@ def _progress() -> Progress:
     """A bar on the first process's terminal, nothing elsewhere."""
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+        *Progress.get_default_columns(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(),
         console=console,
         disable=not (console.is_terminal and is_main()),
     )
