@@ -29,25 +29,25 @@ def _conv_bn(in_channels: int, out_channels: int) -> list[nn.Module]:
     return [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels)]
 
 
-def _plain_features(width: float) -> tuple[nn.Sequential, int]:
-    layers: list[nn.Module] = []
-    channels = 3
-    for step in PLAIN:
-        if isinstance(step, str):
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        else:
-            layers += [*_conv_bn(channels, _scale(step, width)), nn.ReLU()]
-            channels = _scale(step, width)
-    return nn.Sequential(*layers), channels
-
-
 class PlainCnn(nn.Module):
-    """VGG16 and SimCNN: the same convolutions, other classifiers."""
+    """VGG16 and SimCNN: the same convolutions; dropout comes after the hidden layers, or before."""
 
-    def __init__(self, features: nn.Sequential, classifier: nn.Sequential) -> None:
+    def __init__(self, num_classes: int, image_size: int, width: float, after: bool) -> None:
         super().__init__()
-        self.features = features
-        self.classifier = classifier
+        layers: list[nn.Module] = []
+        channels = 3
+        for step in PLAIN:
+            if isinstance(step, str):
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            else:
+                layers += [*_conv_bn(channels, _scale(step, width)), nn.ReLU()]
+                channels = _scale(step, width)
+        self.features = nn.Sequential(*layers)
+        hidden, layers = _scale(512, width), []
+        for inputs in (_flat_features(channels, image_size, 5), hidden):
+            layer = [nn.Linear(inputs, hidden), nn.ReLU()]
+            layers += [*layer, nn.Dropout()] if after else [nn.Dropout(), *layer]
+        self.classifier = nn.Sequential(*layers, nn.Linear(hidden, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.classifier(self.features(images).flatten(1)))
@@ -65,30 +65,17 @@ def _width(shape: CnnShape | None) -> float:
 
 @model("vgg16", "cnn", CnnShape)
 def vgg16(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Module:
-    features, channels = _plain_features(_width(shape))
-    hidden = _scale(512, _width(shape))
-    classifier = nn.Sequential(
-        *[nn.Linear(_flat_features(channels, image_size, 5), hidden), nn.ReLU(), nn.Dropout()],
-        *[nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout()],
-        nn.Linear(hidden, num_classes),
-    )
-    for module in classifier:
+    made = PlainCnn(num_classes, image_size, _width(shape), after=True)
+    for module in made.classifier:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)
-    return PlainCnn(features, classifier)
+    return made
 
 
 @model("simcnn", "cnn", CnnShape)
 def simcnn(num_classes: int, image_size: int, shape: CnnShape | None) -> nn.Module:
-    features, channels = _plain_features(_width(shape))
-    hidden = _scale(512, _width(shape))
-    classifier = nn.Sequential(
-        *[nn.Dropout(), nn.Linear(_flat_features(channels, image_size, 5), hidden), nn.ReLU()],
-        *[nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU()],
-        nn.Linear(hidden, num_classes),
-    )
-    return PlainCnn(features, classifier)
+    return PlainCnn(num_classes, image_size, _width(shape), after=False)
 
 
 class ResCnn(nn.Module):
