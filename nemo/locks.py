@@ -11,7 +11,7 @@ from typing import IO
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True, say: bool = True) -> Iterator[None]:
     """Hold the lock file `path`, waiting for a process that holds it; it goes when nobody does.
 
     Raises:
@@ -25,7 +25,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             except BlockingIOError:
                 if not wait:
                     raise
-                print(f"waiting for another process that does the same ({path})", flush=True)
+                if say:
+                    print(f"waiting for another process that does the same ({path})", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file, path):  # who held it has removed it: this one locks nothing
                 continue

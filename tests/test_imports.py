@@ -40,7 +40,7 @@ LAYERS = {
     "nemo.evaluation": BASICS | {"nemo.cut"},
     "nemo.alternatives": BASICS | {"nemo.cut", "nemo.training", "nemo.evaluation"},
     "nemo.report": READING,
-    "nemo.tracking": READING | {"nemo.report"},
+    "nemo.tracking": READING | {"nemo.locks", "nemo.report"},
     "nemo.pipeline": BASICS
     | {"nemo.cut", "nemo.training", "nemo.evaluation", "nemo.alternatives", "nemo.tracking"},
 }  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from nemo.locks import locked
 from nemo.tracking.patience import Patience
 from nemo.tracking.records import Point, Record, digest
 
@@ -82,11 +83,11 @@ class Store:
         database = _database_of(uri)
         lock = Path(f"{database or home / 'mlflow.db'}.lock")
         new = database is not None and not database.exists()
-        with patience.making() if new else nullcontext(), _locked(lock):
+        with patience.making() if new else nullcontext(), locked(lock, say=False):
             if database is not None and not database.exists():
                 _create_database(client_of, database)
         client = Client(client_of(tracking_uri=uri), patience.answered)
-        with _locked(lock):
+        with locked(lock, say=False):
             found = client.get_experiment_by_name(name)
             if found is None:
                 files = (home / "mlartifacts").as_uri() if database else None
@@ -102,7 +103,7 @@ class Store:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """One writer at a time, so that two that look for a run do not both create it."""
-        with _locked(self.lock):
+        with locked(self.lock, say=False):
             yield
 
     def runs(self, tag: str, value: str) -> list[Any]:
@@ -262,16 +263,3 @@ def _create_database(client_of: Any, database: Path) -> None:
             left.unlink()
     client_of(tracking_uri=database_uri(partial))
     partial.replace(database)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing to lock with, and stages run one after the other
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
