@@ -34,11 +34,12 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
         raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
     import torch
 
-    from nemo.data.images import ImageFile, decode
+    from nemo.data.images import ImageFile, ImageFiles
 
     how = module.info["preprocessing"]
     mean, std = (torch.tensor(how[key]).view(3, 1, 1) for key in ("mean", "std"))
-    pixels = torch.from_numpy(decode([ImageFile(path) for path in images], how["size"][0]))
+    files = [ImageFile(path) for path in images]
+    pixels = torch.from_numpy(ImageFiles(files, how["size"][0], files[0]).decode())
     with torch.inference_mode():
         probabilities = module((pixels / 255 - mean) / std).softmax(1)
     names = module.info["class_names"]

@@ -84,12 +84,29 @@ class ImageFiles:
         return (len(self), channels, height, width)
 
     def decode(self) -> Pixels:
-        """
+        """All of them, (N, 3, H, W), in order.
+
         Raises:
             DataError: a file cannot be read or decoded, or differs in size from `like`.
         """
-        with _named_when_unreadable(self.like):
-            return decode(self.files, self.size, self.like)
+        pixels = np.empty(self.shape, dtype=np.uint8)
+
+        def place(index: int) -> tuple[int, int]:
+            image = _decode(self.files[index], self.size)
+            if image.shape[:2] == self.shape[2:]:
+                pixels[index] = image.transpose(2, 0, 1)
+            return image.shape[:2]
+
+        # Pillow decodes outside the GIL
+        with _named_when_unreadable(self.like), ThreadPoolExecutor(os.cpu_count()) as pool:
+            for file, size in zip(self.files, pool.map(place, range(len(self))), strict=True):
+                if size != self.shape[2:]:
+                    (h, w), (height, width) = self.shape[2:], size
+                    raise DataError(
+                        f"images differ in size: {self.like} is {w} x {h}, {file} is {width} x "
+                        f"{height}; set the data set's size to resize them"
+                    )
+        return pixels
 
 
 def chunks(images: Pixels | ImageFiles, count: int) -> Iterator[Pixels]:
@@ -105,37 +122,6 @@ def _named_when_unreadable(file: ImageFile) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{error.filename or file}: {error.strerror or error}") from None
-
-
-def decode(files: Sequence[ImageFile], size: int | None, like: ImageFile | None = None) -> Pixels:
-    """Decode to (N, 3, H, W), in order, each fitted to `size` if it is given.
-
-    Args:
-        like: the image whose size all must have; by default the first one.
-
-    Raises:
-        DataError: an image cannot be decoded, or differs in size.
-        OSError: a file cannot be read.
-    """
-    like = like or files[0]
-    first = _decode(like, size)
-    pixels = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
-
-    def place(index: int) -> tuple[int, ...]:
-        image = _decode(files[index], size)
-        if image.shape == first.shape:
-            pixels[index] = image.transpose(2, 0, 1)
-        return image.shape
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the GIL
-        for file, shape in zip(files, pool.map(place, range(len(files))), strict=True):
-            if shape != first.shape:
-                sizes = [f"{s[1]} x {s[0]}" for s in (first.shape, shape)]
-                raise DataError(
-                    f"images differ in size: {like} is {sizes[0]}, {file} is {sizes[1]}; "
-                    "set the data set's size to resize them"
-                )
-    return pixels
 
 
 def _decode(file: ImageFile, size: int | None) -> Pixels:
