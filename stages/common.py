@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -38,14 +39,17 @@ def cell(dataset: str, model: str, method: str, seed: str) -> tuple[Cell, list[s
     return Cell(dataset, model, method, int(seed)), options
 
 
-def leave_out(this: Cell, stage: str, out: Path) -> None:
-    """Where the plan has nothing to do for this stage, write an empty folder and end.
+def run_modular(stage: str, folder: Callable[..., Path], names: list[str]) -> NoReturn:
+    """Call `nemo STAGE` for a cell, and a subset where `names` has one, which makes `folder`.
 
-    DVC builds stages from lists and cannot filter them: a standard model is in `methods`, too, and
-    has no masks.
+    Where the plan has nothing to do for it, the folder stays empty: DVC builds stages from lists
+    and cannot filter them, and a standard model, which has no masks, is in `methods` too.
     """
+    subset = names[4:]
+    this, options = cell(*names[:4])
     file = Path("plan", this.dataset, this.model, this.method, f"{stage}.json")
     if json.loads(file.read_text(encoding="utf-8")) is None:
-        out.mkdir(parents=True, exist_ok=True)
+        folder(this, *subset).mkdir(parents=True, exist_ok=True)
         print(f"{this.method}: nothing to do")
         sys.exit(0)
+    run(stage, *options, *(f"--subset={one}" for one in subset))

@@ -6,10 +6,7 @@ Arguments: DATASET MODEL METHOD SEED SUBSET.
 import sys
 
 from nemo.cells import Layout
-from stages.common import cell, leave_out, run
+from stages.common import run_modular
 
 if __name__ == "__main__":
-    *names, subset = sys.argv[1:]
-    this, options = cell(*names)
-    leave_out(this, "decompose", Layout().module(this, subset))
-    run("decompose", *options, "--subset", subset)
+    run_modular("decompose", Layout().module, sys.argv[1:])

@@ -6,9 +6,7 @@ Arguments: DATASET MODEL METHOD SEED.
 import sys
 
 from nemo.cells import Layout
-from stages.common import cell, leave_out, run
+from stages.common import run_modular
 
 if __name__ == "__main__":
-    this, options = cell(*sys.argv[1:])
-    leave_out(this, "masks", Layout().masks(this))
-    run("masks", *options)
+    run_modular("masks", Layout().masks, sys.argv[1:])
