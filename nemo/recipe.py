@@ -62,11 +62,8 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
 
     None where a stage has nothing to do: a standard model has no masks.
     """
-    own, base, family = (
-        params.for_method(cell.method),
-        params.base_of(cell.method),
-        family_named(cell.model),
-    )
+    own, base = params.for_method(cell.method), params.base_of(cell.method)
+    family = family_named(cell.model)
     if stage == "train":
         return training(own, base, cell.model, own.architecture.of(cell.model), family)
     if stage == "evaluate":
