@@ -120,6 +120,11 @@ class Params(Strict):
             values = getattr(self, key)
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names something twice")
+        names = [f"{m}-{n}-{s}" for m in self.methods for n in self.seeds for s in self.subsets]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "methods: a name such as nemo-1 is that of nemo with seed 1; rename it"
+            )
         for name in self.datasets:
             if name == "times":
                 raise ValueError("datasets: 'times' is a folder beside the results; choose another")

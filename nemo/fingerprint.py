@@ -100,6 +100,7 @@ def _exists(name: str) -> bool:
     return _file(name).is_file()
 
 
+@cache
 def _beside(module: Path) -> list[Path]:
     """Files in a module's folder that its code names."""
     tree = ast.parse(module.read_text(encoding="utf-8"))

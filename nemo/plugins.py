@@ -36,14 +36,17 @@ def _import(path: Path, shown: str) -> None:
     sys.modules[name] = module  # as an import does it: classes look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises, the user needs its place
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's file raises, the user needs its place
         del sys.modules[name]
         where = f", line {line}" if (line := _line(error, path)) else ""
         text = " ".join(str(error).split())
         raise ParamsError(f"plugins: {shown}{where}: {type(error).__name__}: {text}") from error
 
 
-def _line(error: Exception, path: Path) -> int | None:
+def _line(error: BaseException, path: Path) -> int | None:
     """Where in the file an error comes from, or goes through."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno

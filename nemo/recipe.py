@@ -19,7 +19,7 @@ from nemo.masking.objectives import Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.models.registry import MODELS, Shape, family_named
 from nemo.models.shapes import DeitShape
-from nemo.settings import WHERE, flat, objective_settings, settings
+from nemo.settings import flat, objective_settings, settings
 
 Recipe = dict[str, Any]
 PACKAGE = "nemo."
@@ -95,7 +95,9 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
         params: those of the cell's method.
     """
     section = getattr(params, extra)
-    values = {extra: section.model_dump(exclude={"of"}), "subsets": params.subsets}
+    values: dict[str, Any] = {extra: section.model_dump(exclude={"of"})}
+    if extra in ("alternatives", "gap"):
+        values["subsets"] = params.subsets
     shape = params.architecture.of(cell.model)
     read = {"architecture": shape, "finetune": params.finetune}
     groups = {key: read[key] for key in READS.get(extra, ())}
@@ -108,7 +110,7 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
 
 def preparation(params: Params, dataset: str) -> Recipe:
     """What decides the prepared images of a data set."""
-    values = params.data[dataset].model_dump(exclude=set(WHERE))
+    values = params.data[dataset].model_dump(exclude={"memory"})
     return {"settings": values, "code": fingerprint([f"{PACKAGE}pipeline.prepare"])}
 
 

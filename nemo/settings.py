@@ -18,7 +18,10 @@ from nemo.files import rounded
 from nemo.masking.objectives import Objective
 
 # Keys that say where or how something is computed, and not what.
-WHERE = frozenset({"processes", "cuda_graphs", "memory"})
+WHERE = {
+    *("data.memory", "train.processes", "train.cuda_graphs"),
+    *("finetune.processes", "finetune.cuda_graphs"),
+}
 # Of these the images themselves speak: another path to the same images gives the same results.
 ORIGIN = frozenset({"data.source", "data.title"})
 
@@ -55,7 +58,7 @@ def flat(groups: Mapping[str, Any], family: Family) -> dict[str, Any]:
             chosen = value.of(family) if isinstance(value, PerFamily) else value
             if isinstance(chosen, BaseModel):
                 found |= flat({f"{prefix}.{name}": chosen}, family)
-            elif chosen is not None and name not in WHERE:
+            elif chosen is not None and f"{prefix}.{name}" not in WHERE:
                 found[f"{prefix}.{name}"] = chosen
     return found
 

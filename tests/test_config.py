@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_one_value_serves_both_families_and_timm_models_have_a_shape(tmp_path):
 def test_every_profile_is_valid_and_says_how_to_run_it(profile):
     assert load_params(profile).profile in (profile.stem, f"{profile.stem}-repro")
     assert "make repro" in profile.read_text()[:400]
+
+
+@pytest.mark.parametrize(
+    "profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_profile_has_what_dvc_yaml_takes_from_it(profile):
+    params = yaml.safe_load(profile.read_text())
+    for path in set(re.findall(r"\$\{(?!item)([a-z.]+)\}", (ROOT / "dvc.yaml").read_text())):
+        place = params
+        for key in path.split("."):
+            place = place[key]
 
 
 def test_params_is_the_quick_profile():
