@@ -22,9 +22,22 @@ if TYPE_CHECKING:
     from nemo.module.files import load, save
     from nemo.module.union import merge
 
-# Where they live; the first that has a name is its home.
-_HOMES = ("masking.class_masks", "masking.generators", "masking.losses", "module.files",
-          "module.union", "cut")  # fmt: skip
+_HOME = {
+    "ClassMasks": "masking.class_masks",
+    "Modular": "masking.generators",
+    "class_masks": "masking.class_masks",
+    "cohesion": "masking.class_masks",
+    "contrastive_loss": "masking.losses",
+    "coupling": "masking.class_masks",
+    "decompose": "cut",
+    "load": "module.files",
+    "merge": "module.union",
+    "modularize": "masking.generators",
+    "mwt_loss": "masking.losses",
+    "retention_rate": "masking.class_masks",
+    "save": "module.files",
+    "threshold_masks": "masking.class_masks",
+}
 __all__ = [
     "ClassMasks",
     "Modular",
@@ -44,8 +57,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    for home in _HOMES if name in __all__ else ():
-        module = import_module(f"nemo.{home}")
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(f"module 'nemo' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'nemo' has no attribute {name!r}")
+    return getattr(import_module(f"nemo.{_HOME[name]}"), name)
