@@ -153,6 +153,22 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
+def test_weights_are_not_labelled_with_params_that_did_not_make_them(
+    project, tmp_path, monkeypatch
+):
+    shutil.copytree(project, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    other = {**TINY, "loss": {**TINY["loss"], "tau": 0.7}}
+    Path("params.yaml").write_text(yaml.safe_dump(other))
+    cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
+    file = Path(f"results/{TINY['profile']}/digits/resnet18/nemo-0.json")
+    before = file.read_bytes()
+    refused = CliRunner().invoke(cli, ["evaluate", *cell])
+    assert refused.exit_code == 1
+    assert "made with loss.tau 0.2, and params have 0.7; run `nemo train` again" in refused.output
+    assert file.read_bytes() == before
+
+
 def test_no_file_names_a_machine_or_a_time(project):
     for file in [*project.glob("runs/**/*.json"), *project.glob("results/**/*.json")]:
         assert str(project) not in file.read_text()

@@ -86,3 +86,10 @@ def test_what_a_variant_or_an_extra_may_not_be(tmp_path, key, value, line):
         load(tmp_path, changed(key, value))
     (only,) = str(caught.value).splitlines()
     assert line in only
+
+
+def test_stage_names_that_would_be_one_are_refused(tmp_path):
+    params = changed("variants", {"nemo-1": {"method": "nemo"}})
+    params |= {"methods": ["standard", "nemo", "nemo-1"], "seeds": [0, 1]}
+    with pytest.raises(ParamsError, match="nemo-1 is that of nemo with seed 1"):
+        load(tmp_path, params | {"subsets": ["0-4", "4"]})

@@ -239,3 +239,29 @@ def test_a_stage_says_in_one_line_what_is_wrong_with_the_params(tmp_path):
 def test_the_plan_is_readable_json(project):
     file = project / "plan/digits/vit_small/tau-0.1/train.json"
     assert json.loads(file.read_text())["settings"]["loss.tau"] == 0.1
+
+
+def test_what_a_plugin_imports_counts_as_its_code(tmp_path):
+    plain, using = tmp_path / "plain.py", tmp_path / "using.py"
+    plain.write_text("X = 1\n")
+    using.write_text("from nemo.masking.losses import mwt_terms\n")
+    assert "nemo.masking.losses" in code_behind({"nemo.masking.losses"})
+    whole = fingerprint(["nemo.predict", "nemo.masking.losses"], [str(using)])
+    assert fingerprint(["nemo.predict"], [str(using)]) == whole
+    assert fingerprint(["nemo.predict"], [str(plain)]) != fingerprint(
+        ["nemo.predict", "nemo.masking.losses"], [str(plain)]
+    )
+
+
+def test_the_stage_of_a_plugin_leaves_the_file_alone(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("X = 1\n")
+    project = tmp_path / "project"
+    project.mkdir()
+    for path, code in ((str(mine), 0), ("../mine.py", 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "stages.plugin", path],
+            cwd=project, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert mine.read_text() == "X = 1\n"
