@@ -130,9 +130,12 @@ def _train(
     def validate() -> Row:
         return {name: accuracy(*predict(model, images)) for name, images in watched.items()}
 
+    labels = data.splits["train"].labels
+    section = params.section(method.section)
+    task = make_task(method, section, family, labels, device, teacher)
     history = fit(
         model,
-        make_task(method, params.section(method.section), family, teacher),
+        task,
         training_batches(data, params.train.batch_size, device, cell.seed, **options),
         Plan.of(params.train, family),
         device=device,
@@ -140,6 +143,7 @@ def _train(
         amp=params.train.amp,
         cuda_graphs=params.train.cuda_graphs,
         checkpoint=checkpoint,
+        before_epoch=task.before_epoch,
         on_epoch=on_epoch,
         title=cell.name,
     )

@@ -82,6 +82,7 @@ def fit(
     amp: bool = False,
     cuda_graphs: bool = False,
     checkpoint: Checkpoint | None = None,
+    before_epoch: Callable[[list[Row]], None] = lambda history: None,
     on_epoch: Callable[[int, Row], None] = lambda epoch, row: None,
     title: str = "training",
 ) -> list[Row]:
@@ -97,6 +98,7 @@ def fit(
         task: gives a dict with `loss` and parts, all scalars, of the whole batch.
         cuda_graphs: on a CUDA device, replay one recording of the step; see RecordedGradients.
         validate: gives the validation columns of a row; runs after each epoch.
+        before_epoch: called with the rows of all epochs so far, also those before a resumption.
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
@@ -119,6 +121,7 @@ def fit(
         bar = progress.add_task(title, total=plan.epochs, completed=done, shown="")
         for epoch in range(done + 1, plan.epochs + 1):
             batches.set_epoch(epoch)
+            before_epoch(state.history)
             _decorrelate(batches.seed, epoch)
             lr = state.scheduler.get_last_lr()[0]
             means = _train_epoch(gradients, batches, state.optimizer, epoch)

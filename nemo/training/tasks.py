@@ -7,7 +7,7 @@ this one, and all else is of the whole batch: a loss on masks compares all of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,35 @@ from torch import Tensor, nn
 from nemo.distributed import all_gather
 from nemo.fields import Family
 from nemo.masking.generators import Masks
-from nemo.masking.objectives import Objective, Parts, Penalty
+from nemo.masking.objectives import Objective, Parts, Penalty, Rising
 
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
+# Below this share of the loss of a guess by the classes' frequencies, a network has begun to learn.
+LEFT_CHANCE = 0.8
+
+
+class Rise:
+    """How much of a penalty counts: nothing until the task loss has left chance, then more with
+    each epoch, and all of it after `warmup` epochs (ours).
+
+    With all of it from the first step, a network may never learn small, hard images: masks that
+    know nothing of the classes win the contrast first.
+
+    Args:
+        labels: (N,) of the training images; their entropy is the loss of a guess.
+    """
+
+    def __init__(self, warmup: int, labels: Tensor, device: torch.device) -> None:
+        frequencies = labels.bincount().double() / len(labels)
+        self.limit = LEFT_CHANCE * float(torch.special.entr(frequencies).sum())
+        self.warmup = warmup
+        self.share = torch.zeros((), device=device)  # a tensor, which a recorded step reads anew
+
+    def follow(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Set the share for the epoch that comes after `history`."""
+        learned = [row["task"] < self.limit for row in history]
+        epochs = len(learned) - learned.index(True) if any(learned) else 0
+        self.share.fill_(min(1.0, epochs / self.warmup))
 
 
 class Task:
@@ -29,11 +55,21 @@ class Task:
     """
 
     def __init__(
-        self, task_loss: TaskLoss, penalty: Penalty | None = None, remedy: str = ""
+        self,
+        task_loss: TaskLoss,
+        penalty: Penalty | None = None,
+        remedy: str = "",
+        rise: Rise | None = None,
     ) -> None:
         self.task_loss = task_loss
         self.penalty = penalty
         self.remedy = remedy
+        self.rise = rise
+
+    def before_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
+        """What is minimised may depend on the epochs so far."""
+        if self.rise is not None:
+            self.rise.follow(history)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         output = all_gather(model(images), len(labels))
@@ -43,6 +79,9 @@ class Task:
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
+        if self.rise is not None:
+            penalty = self.rise.share * penalty
+            parts = {**parts, "penalty_share": self.rise.share}
         return {
             "loss": task + penalty,
             "task": task,
@@ -53,16 +92,25 @@ class Task:
 
 
 def make_task(
-    method: Objective, settings: Any, family: Family, teacher: nn.Module | None = None
+    method: Objective,
+    settings: Any,
+    family: Family,
+    labels: Tensor,
+    device: torch.device,
+    teacher: nn.Module | None = None,
 ) -> Task:
     """The task of a cell; with a `teacher`, the classification loss is DeiT's distillation.
 
     Args:
         settings: the method's section of params.
+        labels: (N,) of the training images.
     """
     task_loss = cross_entropy if teacher is None else Distillation(teacher)
-    penalty = method.make(settings, family) if method.make is not None else None
-    return Task(task_loss, penalty, method.remedy)
+    if method.make is None:
+        return Task(task_loss)
+    warmup = settings.warmup if isinstance(settings, Rising) else None
+    rise = None if warmup is None else Rise(warmup.of(family), labels, device)
+    return Task(task_loss, method.make(settings, family), method.remedy, rise)
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -54,6 +54,12 @@ def train(network, epochs=4, task=None, **options):
     )
 
 
+def test_what_is_minimised_may_follow_the_history():
+    seen = []
+    train(model(), 3, before_epoch=lambda history: seen.append([row["epoch"] for row in history]))
+    assert seen == [[], [1], [1, 2]]
+
+
 class KilledError(Exception):
     pass
 

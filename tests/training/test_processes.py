@@ -69,7 +69,17 @@ def train(params, name, method, epochs=EPOCHS, checkpoint=None):
     optimizer = "adamw" if name in IN_FLOAT64 and method == "nemo" else "sgd"
     teacher = build("resnet18", "standard").float() if name == "deit_small" else None
     base = params.base_of(method)
-    task, losses = make_task(base, params.section(base.section), "cnn", teacher), []
+    task, losses = (
+        make_task(
+            base,
+            params.section(base.section),
+            "cnn",
+            torch.arange(10),
+            torch.device("cpu"),
+            teacher,
+        ),
+        [],
+    )
 
     def recorded(network, images, labels):
         parts = task(network, images.to(dtype), labels)

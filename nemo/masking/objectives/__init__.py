@@ -6,6 +6,24 @@ package costs pydantic only: an objective imports torch when it is called.
 """
 
 from nemo.masking.objectives import mwt, nemo  # they register themselves
-from nemo.masking.objectives.registry import OBJECTIVES, Maker, Objective, Parts, Penalty, objective
+from nemo.masking.objectives.registry import (
+    OBJECTIVES,
+    Maker,
+    Objective,
+    Parts,
+    Penalty,
+    Rising,
+    objective,
+)
 
-__all__ = ["OBJECTIVES", "Maker", "Objective", "Parts", "Penalty", "mwt", "nemo", "objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Maker",
+    "Objective",
+    "Parts",
+    "Penalty",
+    "Rising",
+    "mwt",
+    "nemo",
+    "objective",
+]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nemo.fields import Family, NonNegative, PerFamily, Strict
-from nemo.masking.objectives.registry import Parts, Penalty, objective
+from nemo.fields import Family, NonNegative, PerFamily
+from nemo.masking.objectives.registry import Parts, Penalty, Rising, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nemo.masking.generators import Masks
 
 
-class MwtParams(Strict):
+class MwtParams(Rising):
     alpha: PerFamily[NonNegative]
     beta: PerFamily[NonNegative]
 

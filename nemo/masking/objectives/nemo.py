@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from nemo.fields import Family, NonNegative, PerFamily, Positive, Strict
-from nemo.masking.objectives.registry import Parts, Penalty, objective
+from nemo.fields import Family, NonNegative, PerFamily, Positive
+from nemo.masking.objectives.registry import Parts, Penalty, Rising, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nemo.masking.generators import Masks
 
 
-class LossParams(Strict):
+class LossParams(Rising):
     alpha: PerFamily[NonNegative]
     tau: Positive
     form: Literal["equation", "released"]

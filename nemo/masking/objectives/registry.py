@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemo.fields import Family, Strict
+from nemo.fields import Count, Family, PerFamily, Strict
 from nemo.registry import Registry
 
 if TYPE_CHECKING:
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 Parts = dict[str, "Tensor"]
 Penalty = Callable[[Mapping[str, "Tensor"], "Tensor"], "tuple[Tensor, Parts]"]
 Maker = Callable[[Any, Family], Penalty]
+
+
+class Rising(Strict):
+    """Settings of an objective that may set in late: over `warmup` epochs its penalty rises from 0,
+    once the task loss has left chance. Without it, all of it counts from the first step."""
+
+    warmup: PerFamily[Count] | None = None
 
 
 @dataclass(frozen=True)
