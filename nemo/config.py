@@ -57,6 +57,7 @@ class Params(Strict):
     variants: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
     subsets: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Whole], Field(min_length=1)]
+    beside: list[Name] = Field(default_factory=list)
     data: dict[Name, DataSource]
     architecture: Architectures
     train: TrainParams

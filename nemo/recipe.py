@@ -6,6 +6,7 @@ stage itself depends on that file alone, and so runs again exactly when its reci
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nemo.masking.objectives import Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.models.registry import MODELS, Shape, family_named
 from nemo.models.shapes import DeitShape
+from nemo.results import result_files
 from nemo.settings import flat, objective_settings, settings
 
 Recipe = dict[str, Any]
@@ -126,7 +128,15 @@ def plan(params: Params) -> Iterator[tuple[Path, Recipe | None]]:
         done.add(folder)
     # a report is cheap, and shows something of most files: names, labels, accepted values
     everything = fingerprint([f"{PACKAGE}report.build"], params.plugins, without=())
-    yield Path("report.json"), {"code": everything}
+    others = {"beside": {name: _committed(name) for name in params.beside}} if params.beside else {}
+    yield Path("report.json"), {"code": everything, **others}
+
+
+def _committed(profile: str) -> str:
+    """A hash of a profile and its results, which the report of another one shows."""
+    files = [Path("profiles", f"{profile}.yaml"), *result_files(Path(), profile)]
+    content = b"".join(file.read_bytes() for file in files if file.is_file())
+    return hashlib.sha256(content).hexdigest()
 
 
 def _code(entries: list[str], params: Params) -> str:

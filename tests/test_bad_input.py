@@ -221,7 +221,9 @@ def folder_row(message: str, *spoils: Spoil, data: str = "other") -> Row:
 ROWS = {
     # params.yaml
     "unknown key": param_row("nope", 1, "nope: unknown key; accepted: alternatives, architecture"),
-    "typing error": param_row("loss.taau", 1, "loss.taau: unknown key; accepted: alpha, form, tau, warmup"),
+    "typing error": param_row(
+        "loss.taau", 1, "loss.taau: unknown key; accepted: alpha, form, tau, warmup"
+    ),
     "unknown family": param_row(
         "loss.alpha",
         {"cnn": 1, "transformer": 1, "rnn": 1},
@@ -320,7 +322,8 @@ ROWS = {
         {"method": "nemo", "tau": 1}, "tau: decides nothing here; accepted: method, and dotted keys"
     ),
     "variant with an unknown key": variant_row(
-        {"method": "nemo", "loss.taau": 1}, "loss.taau: unknown key; accepted: alpha, form, tau, warmup"
+        {"method": "nemo", "loss.taau": 1},
+        "loss.taau: unknown key; accepted: alpha, form, tau, warmup",
     ),
     "variant with a key of a value": variant_row(
         {"method": "nemo", "loss.tau.cnn": 1}, "loss.tau.cnn: tau has no keys"

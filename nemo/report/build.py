@@ -7,10 +7,12 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from nemo.config import Params
 from nemo.files import new_folder, write_json, writing
 from nemo.report import words
-from nemo.report.collect import Results, collect
+from nemo.report.collect import Results, collect, others_of
 from nemo.report.published import NOTHING, beside
 from nemo.report.table import Part, Table, csv_text, grid
 from nemo.report.tables import T1, T2, TABLES, frames, history_frame, summary
@@ -37,38 +39,50 @@ def write_report(params: Params, root: Path, out: Path) -> list[str]:
     if out.exists() and any(out.iterdir()) and not (out / COMPLETE).is_file():
         raise ValueError(f"{out} holds files and is no report: choose another folder, or empty it")
     results = collect(params, root)
+    others = [collect(other, root) for other in others_of(params, root)]
     with new_folder(out) as folder:
-        _write_all(results, folder)
+        _write_all(results, others, folder)
     return [
-        *(f"missing: {name}" for name in results.missing),
-        *(f"left out: {name}" for name in results.left_out),
+        *(f"missing: {name}" for each in (results, *others) for name in each.missing),
+        *(f"left out: {name}" for each in (results, *others) for name in each.left_out),
     ]
 
 
-def _write_all(results: Results, folder: Path) -> None:
+def _write_all(results: Results, others: list[Results], folder: Path) -> None:
     from nemo.report.figures import draw
     from nemo.report.maps import draw_maps
     from nemo.report.page import page
 
-    tables, figures = frames(results), folder / "figures"
+    made, figures = [(each, frames(each)) for each in (results, *others)], folder / "figures"
     figures.mkdir()
-    sections = []
+    sections, own = [], made[0][1]
     for table in TABLES:
-        if table.name in tables:
-            frame = tables[table.name]
-            parts = []
-            for name in results.datasets:
-                own = frame[frame["dataset"] == name].dropna(axis=1, how="all")
-                if len(own):
-                    picture = draw(table, own, figures, name)
-                    parts.append((name, grid(table, own), picture))
-            _write(folder / f"{table.name}.csv", csv_text(frame))
+        parts, rows = [], []
+        for each, tables in made if table.beside else made[:1]:
+            frame = tables.get(table.name)
+            if frame is None:
+                continue
+            rows.append(frame)
+            for name in each.datasets:
+                part = frame[frame["dataset"] == name].dropna(axis=1, how="all")
+                if len(part):
+                    picture = draw(table, part, figures, name)
+                    parts.append(Part(each, name, grid(table, part), picture))
+        if rows:
+            _write(folder / f"{table.name}.csv", csv_text(_joined(table, rows)))
             _write(folder / f"{table.name}.md", _markdown(table, parts, results))
             sections.append((table, parts))
     _write(folder / "history.csv", csv_text(history_frame(results)))
-    write_json(folder / "metrics.json", summary(tables))
+    write_json(folder / "metrics.json", summary(own))
     maps = draw_maps(results, figures)
-    _write(folder / "index.html", page(results, tables, sections, maps, figures))
+    _write(folder / "index.html", page(results, others, own, sections, maps, figures))
+
+
+def _joined(table: Table, rows: list[pd.DataFrame]) -> pd.DataFrame:
+    if len(rows) == 1:
+        return rows[0]
+    frame = pd.concat(rows, ignore_index=True)
+    return frame[[name for name in table.column_names if name in frame]]
 
 
 def _write(path: Path, text: str) -> None:
@@ -79,10 +93,10 @@ def _write(path: Path, text: str) -> None:
 def _markdown(table: Table, parts: list[Part], results: Results) -> str:
     """One table as Markdown: a section per data set, each with its scale."""
     text = [f"# {table.title}", table.note]
-    for name, shown, picture in parts:
-        text += [f"## {results.datasets[name]['title']}", words.caption(results, name)]
-        text.append(shown.markdown)
-        text.append(f"![{picture.how}](figures/{picture.file})")
+    for part in parts:
+        text += [f"## {part.title}", words.caption(part.results, part.dataset)]
+        text.append(part.grid.markdown)
+        text.append(f"![{part.picture.how}](figures/{part.picture.file})")
     if table is T1:
         text.append(_published(results))
     return "\n\n".join(text) + "\n"

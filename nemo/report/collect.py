@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nemo.cells import Cell, cells
-from nemo.config import STANDARD, Params
+from nemo.config import STANDARD, Params, load_params
+from nemo.fields import ParamsError
 from nemo.files import read_json
 from nemo.metrics import Subject
 from nemo.results import (
@@ -126,6 +127,25 @@ def collect(params: Params, root: Path) -> Results:
     ordered = sorted(found.values(), key=lambda result: _place(params, result.cell))
     missing = [m for cell in cells(params) for m in _missing(cell, found.get(cell), params)]
     return Results(params, _datasets(ordered), ordered, missing, left_out, _times(ordered, root))
+
+
+def others_of(params: Params, root: Path) -> list[Params]:
+    """The profiles whose data sets some tables show beside those of `params`.
+
+    Raises:
+        ParamsError: one that is no file of profiles/, or has a data set of another.
+    """
+    found = [load_params(root / "profiles" / f"{name}.yaml") for name in params.beside]
+    taken = set(params.datasets)
+    for other in found:
+        if twice := taken.intersection(other.datasets):
+            names = ", ".join(sorted(twice))
+            raise ParamsError(
+                f"beside: {other.profile} has {names}, which is here already; accepted: profiles "
+                "of other data sets"
+            )
+        taken.update(other.datasets)
+    return found
 
 
 def _not_listed(params: Params, cell: Cell) -> str:

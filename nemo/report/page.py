@@ -17,6 +17,7 @@ from nemo.report.table import Part, Table
 
 def page(
     results: Results,
+    others: list[Results],
     tables: words.Frames,
     sections: list[tuple[Table, list[Part]]],
     maps: list[Picture],
@@ -33,20 +34,19 @@ def page(
         lstrip_blocks=True,
     )
     listed = list(results.listed())
-    others = [cell for cell in results.cells if cell not in listed]
-    titles = {name: about["title"] for name, about in results.datasets.items()}
+    unlisted = [cell for cell in results.cells if cell not in listed]
     content: dict[str, Any] = {
         "profile": results.params.profile,
         "headlines": words.headlines(results, tables),
-        "captions": [words.caption(results, dataset) for dataset in results.datasets],
+        "captions": [words.caption(r, name) for r in (results, *others) for name in r.datasets],
         "missing": results.missing,
         "left_out": results.left_out,
         "sections": [
             (
                 table,
                 [
-                    (titles[name], shown, picture, _inline(folder / picture.file))
-                    for name, shown, picture in parts
+                    (part.title, part.grid, part.picture, _inline(folder / part.picture.file))
+                    for part in parts
                 ],
             )
             for table, parts in sections
@@ -54,7 +54,7 @@ def page(
         "beside": [pair for name in results.datasets for pair in beside(results, name)],
         "nothing": NOTHING,
         "flags": diagnose(results, listed),
-        "others": diagnose(results, others),
+        "others": diagnose(results, unlisted),
         "maps": [(picture, _inline(folder / picture.file)) for picture in maps],
         "rerun": words.rerun(results),
         "settings": words.settings(results.params),

@@ -35,6 +35,7 @@ class Table:
         rows: makes them, from results.
         texts: columns of text that name nothing.
         trained: whether metrics that follow from params alone are left out.
+        beside: whether the profiles that params name under `beside` have rows in it.
     """
 
     name: str
@@ -45,10 +46,15 @@ class Table:
     rows: Callable[[Results], Iterator[Row]]
     texts: tuple[str, ...] = ("device",)
     trained: bool = False
+    beside: bool = False
 
     @property
     def key_names(self) -> list[str]:
         return ["dataset", *self.keys, SEED]
+
+    @property
+    def column_names(self) -> list[str]:
+        return [*self.key_names, *self.texts, *(metric.name for metric in self.metrics)]
 
     @property
     def metrics(self) -> list[Metric]:
@@ -58,8 +64,7 @@ class Table:
 
     def frame(self, results: Results) -> pd.DataFrame:
         """A row per seed. Columns of numbers that no row has are left out."""
-        names = [*self.key_names, *self.texts, *(metric.name for metric in self.metrics)]
-        frame = pd.DataFrame(list(self.rows(results)), columns=names)
+        frame = pd.DataFrame(list(self.rows(results)), columns=self.column_names)
         for metric in self.metrics:
             numbers = pd.to_numeric(frame[metric.name])
             frame[metric.name] = numbers.astype("Int64" if metric.integer else "float64")
@@ -85,7 +90,18 @@ class Grid:
         )
 
 
-Part = tuple[str, Grid, Picture]  # a data set, its rows, and its figure
+@dataclass(frozen=True)
+class Part:
+    """What a table shows of one data set: its rows, and its figure."""
+
+    results: Results
+    dataset: str
+    grid: Grid
+    picture: Picture
+
+    @property
+    def title(self) -> str:
+        return str(self.results.datasets[self.dataset]["title"])
 
 
 def csv_text(frame: pd.DataFrame) -> str:

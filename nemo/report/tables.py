@@ -25,6 +25,7 @@ T1 = Table(
     ("model", "method"),
     ("cell",),
     rows.models,
+    beside=True,
 )
 T2 = Table(
     "T2-modules",
@@ -43,6 +44,7 @@ T2 = Table(
     ("model", "subset", "method", "alternative"),
     ("module",),
     rows.modules,
+    beside=True,
 )
 T3 = Table(
     "T3-objectives",
@@ -100,6 +102,7 @@ T7 = Table(
     ("headline",),
     rows.headline,
     ("against", "device"),
+    beside=True,
 )
 ALTERNATIVES = Table(
     "alternatives",
