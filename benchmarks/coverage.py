@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import REPORTS, Row, parser
 from nemo.cut import decompose
-from nemo.cut.zeroing import masked_copy
-from nemo.masking.sites import find_sites
+from nemo.masking.generators import under
+from nemo.masking.sites import UNCALLED, find_sites
 
 SIZES = (64, 96, 128, 224, 240, 256)
 FIELDS = ["family", "model", "keep", "status", "error", "output_std", "parameters_left",
@@ -71,7 +71,7 @@ def randomise(model: nn.Module) -> None:
 
 def calibrate(model: nn.Module, masks: dict[str, Tensor], images: Tensor) -> None:
     """Give BatchNorms the statistics of the masked model."""
-    masked = masked_copy(model, masks, find_sites(model, images))
+    masked = under(model, masks, images).in_double()
     norms = {name: m for name, m in masked.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for norm in norms.values():
         norm.train()
@@ -93,7 +93,7 @@ def random_masks(model: nn.Module, images: Tensor, keep: float, seed: int) -> di
     return {
         site.layer: torch.rand(site.neurons, generator=generator) < keep
         for site in find_sites(model, images)
-        if site.module not in heads
+        if site.module not in heads and site.skip != UNCALLED
     }
 
 

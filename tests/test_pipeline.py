@@ -195,7 +195,9 @@ def test_the_code_of_a_loss_reruns_what_it_decides(project):
 
 
 def test_the_code_of_the_cutter_retrains_nothing(project):
-    stages, _ = rerun(project, "nemo/cut/verify.py", "manual_seed(SEED)", "manual_seed(SEED + 1)")
+    stages, _ = rerun(
+        project, "nemo/cut/difference.py", "manual_seed(SEED)", "manual_seed(SEED + 1)"
+    )
     assert {stage.split("@")[0] for stage in stages} == {"decompose", "report"}
     assert not any("standard" in stage for stage in stages)
 

@@ -34,7 +34,7 @@ class Builder:
         self.values: dict[fx.Node, Ref] = {}  # at the node's kept indices
         self.output = INPUT  # the value that the module returns
         self.left: dict[str, int] = {}  # rows left of each layer, by module path
-        self._made: dict[tuple[fx.Node, ...], list[str]] = {}  # layers, by their parameters
+        self._made: dict[tuple[str, ...], list[str]] = {}  # layers, by their parameters
         self._adapted: dict[Any, Ref] = {}
         self._value_names = {INPUT}
         self._layer_names = set(RESERVED)
@@ -74,8 +74,9 @@ class Builder:
         self.steps.append(Step(_fresh(target, self._value_names), target, True, args))
         return Ref(self.steps[-1].name)
 
-    def _parameters(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        return tuple(n for n in node.all_input_nodes if n in self.facts.traced.paths)
+    def _parameters(self, node: fx.Node) -> tuple[str, ...]:
+        paths = self.facts.traced.paths
+        return tuple(paths[n] for n in node.all_input_nodes if n in paths)
 
     def _same(self, node: fx.Node, spec: LayerSpec) -> str | None:
         """The layer that was cut alike from the same parameters: what is shared stays so."""
@@ -121,7 +122,7 @@ class Builder:
         absent = torch.zeros(self.facts.live[node].shape, dtype=torch.bool)
         for d, vector in enumerate(missing):
             absent |= vector.view(-1, *[1] * (absent.ndim - 1 - d))
-        return _take(self.facts.constant(node) * absent, want)
+        return taken(self.facts.constant(node) * absent, want)
 
     def _adapt(self, node: fx.Node, want: Kept) -> Ref:
         value, have = self.values[node], list(self.kept[node])
@@ -146,7 +147,7 @@ class Builder:
         return self.layer(node, "Select", {"dim": dim}, {"index": index}, value, name=name)
 
     def _place(self, node: fx.Node, value: Ref, dim: int, there: Tensor, want: Kept) -> Ref:
-        constants = _take(self.facts.constant(node), want)
+        constants = taken(self.facts.constant(node), want)
         shape = [1] * constants.ndim
         shape[dim] = len(there)
         constants = constants.masked_fill(there.view(shape), 0)
@@ -157,7 +158,7 @@ class Builder:
     def _constant(self, node: fx.Node, want: Kept, broadcast: bool) -> Ref:
         """A constant, or a value nobody needs, at the indices `want`."""
         source = self._parameter(node)
-        value = _take(self.facts.constant(node), want)
+        value = taken(self.facts.constant(node), want)
         batch = {d for d, size in enumerate(node.meta.get("dims") or ()) if size is None}
         if source is None and broadcast:
             value = _squash(value, set())
@@ -216,7 +217,8 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
-def _take(value: Tensor, want: Kept) -> Tensor:
+def taken(value: Tensor, want: Kept) -> Tensor:
+    """A value at the indices `want`."""
     for d, vector in enumerate(want):
         if not vector.all():
             value = value.index_select(d, vector.nonzero().flatten())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from nemo.cost import count_flops, count_parameters
 from nemo.cut.builder import Builder
+from nemo.cut.difference import first_difference
 from nemo.cut.facts import analyse
 from nemo.cut.passes.compact import drop_streams
+from nemo.cut.passes.constants import fold_constants
 from nemo.cut.passes.dead_norms import merge_dead
 from nemo.cut.passes.heads import order_heads
 from nemo.cut.passes.split import split_projections
@@ -20,11 +23,12 @@ from nemo.cut.plan import blocked, plan
 from nemo.cut.rewrite import rewrite
 from nemo.cut.rules import rule_of
 from nemo.cut.trace import Traced, evaluate, trace
-from nemo.cut.verify import verify
-from nemo.cut.zeroing import by_module, masked_copy
-from nemo.masking.sites import Site, example_input, find_sites
-from nemo.module.check import logits_of
+from nemo.masking.generators import under
+from nemo.masking.sites import Site, example_input
+from nemo.masking.under import by_layer
+from nemo.module.check import ExactnessError, logits_of
 from nemo.module.decomposed import DecomposedModule
+from nemo.proof import certify, masked_logits
 
 MODES = ("exact", "compact")
 
@@ -42,7 +46,7 @@ def decompose(
 
     Args:
         model: any module that torch.export accepts and that maps (B, C, H, W) images to one tensor,
-            or a modular model, whose base is taken.
+            or a modular model.
         masks: {layer: bool (N_l,)}, False for the neurons to remove.
         classes: the classes whose logits are returned, in this order. The default is
             `masks.classes` if the masks have it, else all.
@@ -59,39 +63,61 @@ def decompose(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    base = _base(model)
     classes = getattr(masks, "classes", None) if classes is None else classes
     example = example_input(model) if example is None else example
     images = torch.zeros(2, *example.shape[1:])
-    reference = next(base.parameters())
-    sites = find_sites(base, images.to(reference))
-    parent = masked_copy(base, masks, sites)
+    reference = next(model.parameters())
+    masked = under(model, masks, images.to(reference))
+    sites, masks = masked.found, _checked(masks, masked.found)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
-    traced = trace(parent, noise)
+    with (double := masked.in_double()).acting():
+        traced = trace(double.model, noise)
+    del double
+    fold_constants(traced)
     chosen = _check_classes(classes, traced)
     size = tuple(images.shape[1:])
-    expected, loss = logits_of(parent, size, chosen), {}
+    expected, loss = masked_logits(model, masks, chosen, images), {}
     if mode == "compact":
-        exact, dropped = expected, drop_streams(traced, by_module(masks, sites))
+        exact, dropped = expected, drop_streams(traced, _whole(masks, sites))
         expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)
         loss = {"dropped": dropped, "deviation": float((expected - exact).abs().max())}
     names = {(site.module, site.start): site.layer for site in sites}
     split_projections(traced, noise[:1], names)
-    del parent
     gc.collect()  # of cycles from torch.export; they hold what the graph no longer uses
     build = _reduce(traced, noise[:1], chosen)
     module = DecomposedModule(build.program(size)).eval()
-    module.certificate = {"mode": mode, **verify(module, expected, build, tolerance), **loss}
+    try:
+        certificate = certify(module, expected, tolerance)
+    except ExactnessError as error:
+        where = first_difference(module, build, tolerance)
+        raise ExactnessError(f"{error}; the difference starts at {where}") from error
+    module.certificate = {"mode": mode, **certificate, **loss}
     module.classes = chosen
     module = module.to(reference)
-    module.report = _report(base, module, masks, sites, build, images.to(reference))
+    module.report = _report(masked.model, module, masks, sites, build, images.to(reference))
     return module
 
 
-def _base(model: nn.Module) -> nn.Module:
-    """The model itself, or the one inside a modular model."""
-    inner = getattr(model, "model", None)
-    return inner if isinstance(inner, nn.Module) and hasattr(model, "generators") else model
+def _checked(masks: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
+    """By the names of layers, fused ones in parts; only bool, since what is cut is gone."""
+    found = by_layer(masks, sites)
+    for layer, mask in found.items():
+        if mask.dtype != torch.bool:
+            raise ValueError(f"masks[{layer!r}] must be a bool tensor, got {mask.dtype}")
+        if mask.ndim != 1:
+            got = tuple(mask.shape)
+            raise ValueError(f"masks[{layer!r}] must have one dimension, got shape {got}")
+    return {layer: mask.cpu() for layer, mask in found.items()}
+
+
+def _whole(masks: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tensor]:
+    """{module after which a mask acts: bool (rows,)}, of masks that act alone, on whole modules."""
+    acting = Counter(site.norm or site.module for site in sites)
+    return {
+        site.norm or site.module: masks[site.layer]
+        for site in sites
+        if site.layer in masks and acting[site.norm or site.module] == 1
+    }
 
 
 def _check_classes(classes: Sequence[int] | None, traced: Traced) -> list[int] | None:

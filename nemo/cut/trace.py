@@ -33,9 +33,13 @@ class Traced:
 
     graph: fx.Graph
     input: fx.Node
-    output: fx.Node  # the node whose value the model returns
     constants: dict[fx.Node, Tensor]
     paths: dict[fx.Node, str]  # of parameters only: their names in the model
+
+    @property
+    def output(self) -> fx.Node:
+        """The node whose value the model returns."""
+        return arg(next(reversed(self.graph.nodes)), 0)  # type: ignore[no-any-return]
 
     def calls(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "call_function"]
@@ -52,6 +56,15 @@ class Traced:
     def owned(self, node: Any) -> bool:
         """Whether a parameter, if there is one, is read by a single op."""
         return node is None or (node in self.constants and len(node.users) == 1)
+
+    def own(self, node: fx.Node, position: int) -> fx.Node:
+        """A constant among a node's arguments, made its own if others read it, too."""
+        held: fx.Node = arg(node, position)
+        if len(held.users) > 1:
+            value, path = self.constants[held], self.paths.get(held)
+            held = self.constant(f"{held.name}_own", value, path)
+            node.update_arg(position, held)
+        return held
 
     def constant(self, name: str, value: Tensor, path: str | None) -> fx.Node:
         """Add a constant of the graph; with a path, it is a parameter of this name."""
@@ -99,7 +112,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     result = nodes.get(getattr(outputs[0].arg, "name", ""))
     if len(outputs) != 1 or result is None or not isinstance(result.meta.get("val"), Tensor):
         raise ValueError("the model must return one tensor")
-    constants, paths, entry = {}, {}, None
+    constants: dict[fx.Node, Tensor] = {}
+    paths, lifted, entry = {}, set(), None
     for spec in signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind == InputKind.USER_INPUT:
@@ -109,21 +123,38 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         constants[node] = held[spec.target].detach()
         if spec.kind == InputKind.PARAMETER:
             paths[node] = spec.target
+        elif spec.kind == InputKind.CONSTANT_TENSOR:
+            lifted.add(node)
     assert entry is not None
     returns = next(node for node in graph.nodes if node.op == "output")
     returns.args = (result,)
+    _fold_lifted(graph, constants, lifted)
     normalise(graph, entry)
-    return Traced(graph, entry, returns.args[0], constants, paths)
+    return Traced(graph, entry, constants, paths)
 
 
-def evaluate(traced: Traced, images: Tensor) -> dict[fx.Node, Any]:
-    """The value of every node, parameters included."""
-    values: dict[fx.Node, Any] = {}
+def _fold_lifted(graph: fx.Graph, constants: dict[fx.Node, Tensor], lifted: set[fx.Node]) -> None:
+    """What is made of lifted constants, such as masks, alone becomes a constant itself."""
+    for node in list(graph.nodes):
+        inputs = node.all_input_nodes
+        is_tensor = isinstance(node.meta.get("val"), Tensor)
+        if node.op == "call_function" and is_tensor and inputs and lifted.issuperset(inputs):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), constants.__getitem__)
+            with graph.inserting_before(inputs[0]):
+                new = graph.placeholder(f"{node.name}_folded")
+            constants[new], new.meta = run(node, *args, **kwargs), node.meta
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            lifted.add(new)
+
+
+def evaluate(traced: Traced, images: Tensor | None) -> dict[fx.Node, Any]:
+    """The value of every node, parameters included; without images, of those that need none."""
+    values: dict[fx.Node, Any] = {} if images is None else {traced.input: images}
+    values.update(traced.constants)
     with torch.no_grad():
-        for node in traced.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = images if node is traced.input else traced.constants[node]
-            elif node.op == "call_function":
+        for node in traced.calls():
+            if all(n in values for n in node.all_input_nodes):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = run(node, *args, **kwargs)
     return values

@@ -10,7 +10,7 @@ Shapes: B images, N_l neurons of layer l.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,7 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from nemo.masking.hooks import acting
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
+from nemo.masking.under import Under
 
 Masks = dict[str, Tensor]
 CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
@@ -58,6 +60,7 @@ class Modular(nn.Module):
             keys are the ones it had.
         sites: the masked layers, in call order.
         skipped: {layer: why it is not masked}.
+        found: the sites of both.
         overwritable: modules whose output is masked in place, unless they have forward hooks,
             which may keep it.
         input_size: (channels, height, width) of the images it was made for.
@@ -74,6 +77,7 @@ class Modular(nn.Module):
         self.model = model
         self.overwritable = frozenset(overwritable)
         self.input_size = tuple(input_size)
+        self.found = list(sites)
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
@@ -100,29 +104,43 @@ class Modular(nn.Module):
             logits = self.model(images)
         return logits, {site.layer: masks[site.layer] for site in self.sites}
 
+    def under(self, masks: Mapping[str, Tensor]) -> Under:
+        """The model under constant masks in place of its generators', as an ordinary module.
+
+        Args:
+            masks: {layer: bool or float, (N_l,) for all samples or (B, N_l)}. Other layers are not
+                masked. A fused layer may also be named by its module, at full width.
+
+        Returns:
+            A module that is called as the base model is, and returns what that returns: logits
+            without masks. It shares the model's parameters.
+
+        Raises:
+            ValueError: a layer that cannot be masked, or a mask that does not fit it.
+        """
+        return Under(self.model, self.found, masks)
+
     @contextmanager
     def _attached(self) -> Iterator[Masks]:
         """Hooks for one forward pass only, so that the model stays an ordinary one outside it."""
         masks: Masks = {}
-        handles = []
+        free = {n for n in self.overwritable if not self.model.get_submodule(n)._forward_hooks}
         by_module: dict[str, list[Site]] = {}
         for site in self.sites:
             by_module.setdefault(site.module, []).append(site)
-        for name, sites in by_module.items():
-            module = self.model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(partial(self._generate, sites, masks)))
-            acting = sites[0].norm or name
-            target = self.model.get_submodule(acting)
-            in_place = acting in self.overwritable and not target._forward_hooks
-            hook = partial(_multiply, sites, masks, in_place)
-            if isinstance(getattr(target, "act", None), nn.Module):
-                # timm's BatchNormAct2d applies its activation itself: the mask goes in between
-                before = cast(nn.Module, target.act)
-                handles.append(before.register_forward_pre_hook(lambda m, a, h=hook: h(m, a, a[0])))
-            else:
-                handles.append(target.register_forward_hook(hook))
+        handles = [
+            self.model.get_submodule(name).register_forward_pre_hook(
+                partial(self._generate, sites, masks)
+            )
+            for name, sites in by_module.items()
+        ]
+
+        def scale(output: Tensor, mask: Tensor, name: str) -> Tensor:
+            return cast(Tensor, _Scale.apply(output, mask, name in free))
+
         try:
-            yield masks
+            with acting(self.model, self.sites, masks, scale):
+                yield masks
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,24 +181,21 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
     return Modular(model, sites, overwritable(model, masked, example), example.shape[1:])
 
 
+def under(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> Under:
+    """`Modular.under` for any model, also one that was trained elsewhere.
+
+    Args:
+        model: a `Modular`, or any model that `modularize` takes.
+        masks: as for `Modular.under`.
+        example: a batch for a plain model, as for `modularize`.
+    """
+    if isinstance(model, Modular):
+        return model.under(masks)
+    return Under(model, find_sites(model, example), masks)
+
+
 def _key(site: Site) -> str:
     return site.layer.replace(".", "_")  # ModuleDict keys may not hold dots
-
-
-def _multiply(
-    sites: list[Site],
-    masks: Masks,
-    in_place: bool,
-    module: nn.Module,
-    args: tuple[Tensor, ...],
-    output: Tensor,
-) -> Tensor:
-    found = [masks[site.layer] for site in sites]
-    mask = found[0] if len(found) == 1 else torch.cat(found, 1)
-    if sites[0].norm is not None or isinstance(module, nn.Conv2d):
-        return cast(Tensor, _Scale.apply(output, mask[:, :, None, None], in_place))
-    mask = mask.view(mask.shape[0], *(1,) * (output.ndim - 2), mask.shape[1])
-    return cast(Tensor, _Scale.apply(output, mask, in_place))
 
 
 class _Pool(torch.autograd.Function):

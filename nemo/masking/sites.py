@@ -20,6 +20,7 @@ from torch import Tensor, nn
 MASKABLE = (nn.Conv2d, nn.Linear)
 PLAIN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose backward pass does not read their output
 HEAD = "fully connected: reads one vector per image"
+UNCALLED = "not called as a module in forward"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
     for name, module in model.named_modules():
         if isinstance(module, MASKABLE) and name not in called:
             width = module.weight.shape[0]
-            sites.append(Site(name, name, None, 0, width, "not called as a module in forward"))
+            sites.append(Site(name, name, None, 0, width, UNCALLED))
     return sites
 
 

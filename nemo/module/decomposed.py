@@ -45,7 +45,7 @@ class DecomposedModule(nn.Module):
     Attributes:
         classes: the classes whose logits it returns, in order; None for all of them.
         report: per layer neurons kept and total, blocked ops, parameters and FLOPs.
-        certificate: the error against the masked parent in float64, see `nemo.cut.verify`.
+        certificate: the error against the masked parent in float64, see `nemo.proof`.
         info: free for the user; saved and loaded with the module.
     """
 

@@ -1,15 +1,15 @@
-"""Random masked models, and an oracle that knows nothing of graphs: hooks that multiply."""
+"""Random masked models, compared with what their masks mean."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from nemo.cut import DecomposedModule
-from nemo.masking.sites import find_sites
+from nemo.masking.sites import UNCALLED, find_sites
+from tests.oracles.masked import masked_logits
 
 torch.set_num_threads(1)  # small tensors: more threads only wait for each other
 
@@ -44,31 +44,8 @@ def random_masks(
     return {
         site.layer: torch.rand(site.neurons, generator=generator) < keep
         for site in find_sites(model)
-        if every or site.skip is None
+        if site.skip is None or (every and site.skip != UNCALLED)
     }
-
-
-def masked_logits(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """The masked model's logits in float64: each layer's output times its mask."""
-    model = copy.deepcopy(model).double().eval()
-    for site in find_sites(model):
-        if site.layer not in masks:
-            continue
-        channel = 1 if isinstance(model.get_submodule(site.module), nn.Conv2d) else -1
-        mask = torch.ones(model.get_submodule(site.module).weight.shape[0], dtype=torch.float64)
-        mask[site.start : site.stop] = masks[site.layer].double()
-
-        def hook(
-            module: nn.Module, args: object, output: Tensor, mask: Tensor = mask, at: int = channel
-        ) -> Tensor:
-            shape = [1] * output.ndim
-            shape[at] = -1
-            return output * mask.view(shape)
-
-        model.get_submodule(site.norm or site.module).register_forward_hook(hook)
-    with torch.no_grad():
-        result: Tensor = model(images.double())
-    return result
 
 
 def assert_same(

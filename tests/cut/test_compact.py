@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo.cut import decompose
-from tests.cut.helpers import masked_logits, random_masks
+from tests.cut.helpers import random_masks
 from tests.cut.test_models import small
+from tests.oracles.masked import masked_logits
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 

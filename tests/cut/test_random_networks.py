@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo.cut import decompose
-from tests.cut.helpers import masked_logits, random_masks, randomise
+from tests.cut.helpers import random_masks, randomise
+from tests.oracles.masked import masked_logits
 
 EXAMPLES = int(os.environ.get("NEMO_EXAMPLES", "60"))
 

@@ -51,9 +51,9 @@ def drop_streams(traced: Traced, masks: Mapping[str, Tensor]) -> dict[str, int]:
             continue  # an empty stream would leave nothing to normalise
         for writer in stream.writers:
             first = 2 if writer.target is aten.layer_norm.default else 1
-            for parameter in (arg(writer, first), arg(writer, first + 1)):
-                if parameter is not None:
-                    _silence(traced, parameter, 0, keep)
+            for position in (first, first + 1):
+                if arg(writer, position) is not None:
+                    _silence(traced, traced.own(writer, position), 0, keep)
         for constant, axis in stream.constants.items():
             _silence(traced, constant, axis, keep)
         # in their order, which names the layers

@@ -72,7 +72,6 @@ def split_projections(traced: Traced, image: Tensor, names: Mapping[tuple[str, i
         names: what to call the part of a module that starts at some row.
     """
     values = evaluate(traced, image)
-    _fold_parameters(traced, values)
     shapes = {n: tuple(value.shape) for n, value in values.items() if isinstance(value, Tensor)}
     for source in traced.calls():
         if source.target not in SOURCES or source.args[1] not in traced.constants:
@@ -89,20 +88,6 @@ def split_projections(traced: Traced, image: Tensor, names: Mapping[tuple[str, i
                 _split(traced, view, layout, name, shapes)
     traced.graph.eliminate_dead_code()
     traced.drop_unused()
-
-
-def _fold_parameters(traced: Traced, values: dict[fx.Node, Any]) -> None:
-    """Weights and biases that are computed from parameters become parameters themselves."""
-    moving = traced.moving()
-    for node in traced.calls():
-        for position, kind in ((1, "weight"), (2, "bias")):
-            old = arg(node, position)
-            if node.target not in SOURCES or not isinstance(old, fx.Node) or old in moving:
-                continue
-            if old.op == "call_function":
-                path = f"{module_path(node)}.{kind}"
-                new = traced.constant(f"{old.name}_folded", values[old], path)
-                node.update_arg(position, new)
 
 
 def leaves_of(source: fx.Node) -> list[fx.Node]:

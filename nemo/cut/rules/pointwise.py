@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx
 
-from nemo.cut.builder import Builder
+from nemo.cut.builder import Builder, taken
 from nemo.cut.facts import Analysis, Kept, inputs_of
 from nemo.cut.graph import arg, aten
 from nemo.cut.rules.base import Demand, Rule, Shape, aligned, copied, rule, tensors_in
@@ -15,26 +15,13 @@ from nemo.module.program import INPUT, Ref
 
 
 @rule(*POINTWISE)
-@rule(aten.mul.Tensor, combine="product")
-@rule(aten.div.Tensor, combine="quotient")
 class Pointwise(Rule):
-    """out[i] depends on the [i] of each input, with broadcasting.
-
-    Args:
-        combine: "sum" for any op; "product" and "quotient" stop at constant zeros.
-    """
+    """out[i] depends on the [i] of each input, with broadcasting."""
 
     blocks = False
 
-    def __init__(self, combine: str = "sum") -> None:
-        self.combine = combine
-
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         first, *others = tensors_in((args, kwargs))
-        if others and self.combine == "product":
-            return (first * others[0]).expand(shape)
-        if others and self.combine == "quotient":
-            return (first * (1 + others[0])).expand(shape)
         result = first.expand(shape)
         for other in others:
             result = result + other.expand(shape)
@@ -78,6 +65,33 @@ class Pointwise(Rule):
         index = have[dim][want[dim]].nonzero().flatten()
         left, right = build.fetch(x, demand[x]), build.fetch(y, have)
         return build.layer(node, "AddInto", {"dim": dim}, {"index": index}, left, right)
+
+
+@rule(aten.mul.Tensor)
+class Product(Pointwise):
+    """x * y: constant zeros stop what flows; a mask of which only ones are left is no step."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        first, *others = tensors_in((args, kwargs))
+        return (first * others[0] if others else first).expand(shape)
+
+    def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
+        facts, x, factor = build.facts, arg(node, 0), arg(node, 1)
+        constant = factor in facts.traced.constants and factor not in facts.traced.paths
+        if constant and facts.live[x].shape == facts.live[node].shape:
+            want = aligned(kept, facts.live[factor].shape)
+            if bool((taken(facts.value[factor], want) == 1).all()):
+                return cast(Ref, build.fetch(x, kept))
+        return super().emit(build, node, kept)
+
+
+@rule(aten.div.Tensor)
+class Quotient(Pointwise):
+    """x / y: constant zeros in x stop what flows."""
+
+    def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
+        first, *others = tensors_in((args, kwargs))
+        return (first * (1 + others[0]) if others else first).expand(shape)
 
 
 @rule(aten.type_as.default)
