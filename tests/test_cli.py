@@ -32,7 +32,7 @@ TINY = {
         "resnet18": {"width": 0.0625},
         "deit_small": {"dim": 16, "depth": 2, "heads": 2, "patch": 8, "teacher": {"width": 0.0625}},
     },
-    "train": {**DEFAULT["train"], "epochs": 2},
+    "train": {**DEFAULT["train"], "epochs": 2, "at_chance": "keep"},
     "finetune": {**DEFAULT["finetune"], "epochs": 1},
 }
 
@@ -153,19 +153,29 @@ def test_parts_of_another_training_are_refused(project, tmp_path, monkeypatch):
     assert (cut.exit_code, measured.exit_code) == (1, 1)
 
 
-def test_weights_are_not_labelled_with_params_that_did_not_make_them(
-    project, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("section", "value", "line"),
+    [
+        ("loss", {"tau": 0.7}, "made with loss.tau 0.2, and params have 0.7; run `nemo train`"),
+        ("masks", {"threshold": 0.5},
+         "made with masks.threshold 0.9, and params have 0.5; run `nemo masks`"),
+        ("finetune", {"lr": 0.5}, "made with finetune.lr 0.001, and params have 0.5; "
+         "run `nemo finetune`"),
+    ],
+)  # fmt: skip
+def test_results_are_not_labelled_with_params_that_did_not_make_them(
+    project, tmp_path, monkeypatch, section, value, line
 ):
     shutil.copytree(project, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    other = {**TINY, "loss": {**TINY["loss"], "tau": 0.7}}
+    other = {**TINY, section: {**TINY[section], **value}}
     Path("params.yaml").write_text(yaml.safe_dump(other))
     cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
     file = Path(f"results/{TINY['profile']}/digits/resnet18/nemo-0.json")
     before = file.read_bytes()
     refused = CliRunner().invoke(cli, ["evaluate", *cell])
     assert refused.exit_code == 1
-    assert "made with loss.tau 0.2, and params have 0.7; run `nemo train` again" in refused.output
+    assert line in refused.output
     assert file.read_bytes() == before
 
 

@@ -37,7 +37,7 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
     trained = load_cell(layout.train(cell)).to(device)
     logits = predict(trained, _test(data, device))
     inner = trained.model if isinstance(trained, Modular) else trained
-    family = family_of(cell.model, inner)
+    stated = settings(params, cell, family_of(cell.model, inner))
     history = read_csv(layout.train(cell) / "history.csv")
     metrics = read_json(layout.train(cell) / "metrics.json") | {
         "accuracy": accuracy(*logits),
@@ -49,17 +49,19 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         metrics |= {key: masks[key] for key in ("nrr", "cohesion", "coupling", "neurons")}
         metrics["layers"] = len(masks["layers"])
         metrics["dead_layers"] = sum(bool(layer["dead"]) for layer in masks["layers"])
+        own = {f"masks.{key}": value for key, value in masks["masks"].items()}
+        _check_made(own, stated, layout.masks(cell), "masks")
     classes = {subset: parse_subset(subset, data.classes) for subset in params.subsets}
     about = read_json(layout.train(cell) / ABOUT)
-    _check_made(about["settings"], settings(params, cell, family), layout.train(cell))
+    _check_made(about["settings"], stated, layout.train(cell), "train")
     return {
         "format": FORMAT,
         "profile": params.profile,
         "cell": {"dataset": cell.dataset, "model": cell.model, "method": cell.method,
                  "seed": cell.seed},
         "base": base.name,
-        "family": family,
-        "params": settings(params, cell, family),
+        "family": family_of(cell.model, inner),
+        "params": stated,
         "data": _about(data),
         "made": {"trained": about["made"], "evaluated": provenance(device)},
         "metrics": metrics,
@@ -67,7 +69,7 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         "history": history,
         "masks": masks,
         "modules": [
-            _module_row(cell, subset, data, layout, device)
+            _module_row(cell, subset, data, layout, device, stated)
             for subset in (classes if base.modular else ())
         ],
         **{
@@ -78,21 +80,21 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
     }  # fmt: skip
 
 
-def _check_made(made: Row, now: Row, folder: Path) -> None:
-    """Raise ValueError where weights are of other params than those that would be stated."""
-    for line in differences(made, {key: now.get(key) for key in made})[:1]:
-        raise ValueError(f"{folder}: {line}; run `nemo train` again")
+def _check_made(made: Row, stated: Row, folder: Path, command: str) -> None:
+    """Raise ValueError where a file is of other params than those that would be stated."""
+    for line in differences(made, {key: stated.get(key) for key in made})[:1]:
+        raise ValueError(f"{folder}: {line}; run `nemo {command}` again")
 
 
 def _module_row(
-    cell: Cell, subset: str, data: Prepared, layout: Layout, device: torch.device
+    cell: Cell, subset: str, data: Prepared, layout: Layout, device: torch.device, stated: Row
 ) -> Row:
     classes = parse_subset(subset, data.classes)
     test = _test(data.restrict(classes), device)
     weights = weights_sha256(layout.train(cell))
-    as_cut = _module(layout.module(cell, subset), "decompose", weights)
+    as_cut = _module(layout.module(cell, subset), "decompose", weights, stated)
     folder = layout.finetuned(cell, subset)
-    tuned = _module(folder, "finetune", weights)
+    tuned = _module(folder, "finetune", weights, stated)
     return {
         "subset": subset,
         "classes": classes,
@@ -109,13 +111,15 @@ def _module_row(
     }
 
 
-def _module(folder: Path, command: str, weights: str) -> DecomposedModule:
-    """The module in `folder`, which must have been cut from the cell's present weights."""
+def _module(folder: Path, command: str, weights: str, stated: Row) -> DecomposedModule:
+    """The module in `folder`, which must have been cut from the cell's present weights, and made
+    with the params that are stated."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no module here; run `nemo {command}` first")
     module = load(folder)
     if module.info.get("parent_sha256") != weights:
         raise ValueError(f"{folder}: a module of other weights; run `nemo {command}` again")
+    _check_made(module.info["settings"], stated, folder, command)
     return module
 
 

@@ -7,7 +7,7 @@ from nemo.config import Params
 from nemo.cut import DecomposedModule, decompose
 from nemo.data import parse_subset, read_meta
 from nemo.evaluation.modular import load_class_masks
-from nemo.files import new_folder
+from nemo.files import new_folder, read_json
 from nemo.masking.class_masks import retention_rate
 from nemo.masking.generators import Modular
 from nemo.masking.sites import head_names
@@ -26,6 +26,7 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
     module = decompose(modular, chosen)
     heads = head_names(modular.model, len(data["classes"]))
+    made = read_json(layout.masks(cell) / "metrics.json")["masks"]
     about = {
         "cell": cell.name,
         "class_names": [data["classes"][c] for c in classes],
@@ -34,6 +35,7 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
         "nrr": round(retention_rate(chosen), 6),
         "parent_sha256": parent,
         "preprocessing": {key: data[key] for key in ("mean", "std", "size")},
+        "settings": {f"masks.{key}": value for key, value in made.items()},
         "subset": subset,
     }
     with new_folder(layout.module(cell, subset)) as folder:

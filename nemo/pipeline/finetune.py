@@ -8,6 +8,7 @@ from nemo.distributed import main_only
 from nemo.files import new_folder, write_csv, write_json
 from nemo.module.files import load, save
 from nemo.pipeline.inputs import images
+from nemo.settings import flat
 from nemo.training.finetune import finetune
 
 
@@ -22,17 +23,19 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> None:
     data, source = images(params, cell.dataset, layout), layout.module(cell, subset)
     module = load(source)
     assert module.classes is not None, source
+    own, family = params.for_method(cell.method), module.info["family"]
     history, metrics = finetune(
         module,
         data.restrict(module.classes),
-        module.info["family"],
-        params.for_method(cell.method),
+        family,
+        own,
         cell.seed,
         f"{cell.name} {subset}",
         heads=module.info["heads"],
     )
     with main_only(new_folder(layout.finetuned(cell, subset))) as folder:
         if folder is not None:
-            save(module.cpu(), folder, {"finetuned": metrics})
+            made = module.info["settings"] | flat({"finetune": own.finetune}, family)
+            save(module.cpu(), folder, {"finetuned": metrics, "settings": made})
             write_csv(folder / "history.csv", history)
             write_json(folder / "metrics.json", metrics)
