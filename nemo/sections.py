@@ -104,6 +104,7 @@ class Recipe(Strict):
 class TrainParams(Recipe):
     amp: bool
     channels_last: bool
+    at_chance: Literal["fail", "keep"] = "fail"  # of a model that learned nothing
 
 
 class FinetuneParams(Recipe):

@@ -19,7 +19,7 @@ from nemo.masking.objectives import Objective
 
 # Keys that say where or how something is computed, and not what.
 WHERE = {
-    *("data.memory", "train.processes", "train.cuda_graphs"),
+    *("data.memory", "train.processes", "train.cuda_graphs", "train.at_chance"),
     *("finetune.processes", "finetune.cuda_graphs"),
 }
 # Of these the images themselves speak: another path to the same images gives the same results.

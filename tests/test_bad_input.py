@@ -62,7 +62,7 @@ PARAMS = {
         "resnet18": {"width": 0.0625},
         "vit_small": {"dim": 16, "depth": 2, "heads": 2, "patch": 8},
     },
-    "train": {**DEFAULT["train"], "epochs": 1, "batch_size": 8},
+    "train": {**DEFAULT["train"], "epochs": 1, "batch_size": 8, "at_chance": "keep"},
     "finetune": {**DEFAULT["finetune"], "epochs": 1, "batch_size": 8},
 }
 CELL = "--dataset pets --model resnet18"
@@ -219,10 +219,16 @@ def folder_row(message: str, *spoils: Spoil, data: str = "other") -> Row:
 
 
 ROWS = {
+    # training
+    "a model that learned nothing": Row(
+        f"train {CELL}",
+        "is no better than always saying the most frequent class (25.0 %); try more train.epochs",
+        params("train.at_chance", REMOVE),
+    ),
     # params.yaml
     "unknown key": param_row("nope", 1, "nope: unknown key; accepted: alternatives, architecture"),
     "typing error": param_row(
-        "loss.taau", 1, "loss.taau: unknown key; accepted: alpha, form, tau, warmup"
+        "loss.taau", 1, "loss.taau: unknown key; accepted: alpha, cut, form, tau, warmup"
     ),
     "unknown family": param_row(
         "loss.alpha",
@@ -323,7 +329,7 @@ ROWS = {
     ),
     "variant with an unknown key": variant_row(
         {"method": "nemo", "loss.taau": 1},
-        "loss.taau: unknown key; accepted: alpha, form, tau, warmup",
+        "loss.taau: unknown key; accepted: alpha, cut, form, tau, warmup",
     ),
     "variant with a key of a value": variant_row(
         {"method": "nemo", "loss.tau.cnn": 1}, "loss.tau.cnn: tau has no keys"

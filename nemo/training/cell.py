@@ -19,6 +19,7 @@ from nemo.device import resolve_device
 from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
+from nemo.masking.objectives import Objective
 from nemo.models import CnnShape, DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
 from nemo.predict import accuracy, predict
@@ -26,10 +27,15 @@ from nemo.provenance import provenance
 from nemo.recipe import training
 from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
+from nemo.training.cut_pass import CutPass
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task
 
 OnEpoch = Callable[[int, Row], None]
+
+
+class AtChanceError(ArithmeticError):
+    """A trained model knows no more than which class is the most frequent; see the message."""
 
 
 def train_cell(
@@ -45,6 +51,7 @@ def train_cell(
     Raises:
         OSError: `out` cannot be written; found before any training.
         NonFiniteLossError: the loss became NaN or infinite.
+        AtChanceError: the model learned nothing, and params do not say to keep it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     params = params.for_method(cell.method)
@@ -56,8 +63,24 @@ def train_cell(
     key = _key(params, cell, data, shape)
     with main_only(open_checkpoint(key)) as checkpoint, main_only(new_folder(out)) as folder:
         model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch)
+        if params.train.at_chance == "fail":
+            check_learned(history[-1]["val_accuracy"], data, params.base_of(cell.method), cell.name)
         if folder is not None:
             _write(folder, model, history, _describe(params, cell, data, shape))
+
+
+def check_learned(accuracy: float, data: Prepared, method: Objective, name: str) -> None:
+    """Raise AtChanceError if an accuracy on the validation images is no better than always saying
+    their most frequent class."""
+    labels = data.splits["val"].labels
+    chance = float(labels.bincount().max()) / len(labels)
+    if accuracy <= chance:
+        pull = f", a smaller {method.pull} or a longer {method.section}.warmup" * method.modular
+        raise AtChanceError(
+            f"{name}: validation accuracy {100 * accuracy:.1f} % is no better than always saying "
+            f"the most frequent class ({100 * chance:.1f} %); try more train.epochs, another "
+            f"train.lr{pull}"
+        )
 
 
 def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, Any]) -> None:
@@ -132,7 +155,10 @@ def _train(
 
     labels = data.splits["train"].labels
     section = params.section(method.section)
-    task = make_task(method, section, family, labels, device, teacher)
+    cut_pass = None
+    if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
+        cut_pass = CutPass(section.cut, model.layers, len(data.classes), cell.seed, device)
+    task = make_task(method, section, family, labels, device, teacher, cut_pass)
     history = fit(
         model,
         task,
@@ -142,8 +168,8 @@ def _train(
         validate=validate,
         amp=params.train.amp,
         cuda_graphs=params.train.cuda_graphs,
+        memory=task,
         checkpoint=checkpoint,
-        before_epoch=task.before_epoch,
         on_epoch=on_epoch,
         title=cell.name,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ from nemo.training.checkpoint import Checkpoint
 from nemo.training.gradients import Gradients, RecordedGradients, TaskFunction
 
 Row = dict[str, float]
+
+
+class Memory(Protocol):
+    """What a task knows of the epochs so far."""
+
+    def before_epoch(self, history: list[Row]) -> None:
+        """Called with the rows of all epochs so far, also those before a resumption."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be known to go on after an epoch, besides the history."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -81,8 +93,8 @@ def fit(
     validate: Callable[[], Row],
     amp: bool = False,
     cuda_graphs: bool = False,
+    memory: Memory | None = None,
     checkpoint: Checkpoint | None = None,
-    before_epoch: Callable[[list[Row]], None] = lambda history: None,
     on_epoch: Callable[[int, Row], None] = lambda epoch, row: None,
     title: str = "training",
 ) -> list[Row]:
@@ -97,8 +109,8 @@ def fit(
     Args:
         task: gives a dict with `loss` and parts, all scalars, of the whole batch.
         cuda_graphs: on a CUDA device, replay one recording of the step; see RecordedGradients.
+        memory: of a task that changes from epoch to epoch.
         validate: gives the validation columns of a row; runs after each epoch.
-        before_epoch: called with the rows of all epochs so far, also those before a resumption.
         on_epoch: called with (epoch, row) after the checkpoint of that epoch is written.
 
     Raises:
@@ -106,7 +118,7 @@ def fit(
         ParamsError: `cuda_graphs` where a step cannot be recorded.
     """
     assert not (cuda_graphs and distributed()), "params say that they do not go together"
-    state = _State(model, plan, device)
+    state = _State(model, plan, device, memory)
     saved = broadcast_from_main(
         lambda: checkpoint.load(torch.device("cpu")) if checkpoint else None
     )
@@ -121,7 +133,8 @@ def fit(
         bar = progress.add_task(title, total=plan.epochs, completed=done, shown="")
         for epoch in range(done + 1, plan.epochs + 1):
             batches.set_epoch(epoch)
-            before_epoch(state.history)
+            if memory is not None:
+                memory.before_epoch(state.history)
             _decorrelate(batches.seed, epoch)
             lr = state.scheduler.get_last_lr()[0]
             means = _train_epoch(gradients, batches, state.optimizer, epoch)
@@ -139,13 +152,17 @@ def fit(
 class _State:
     """All that changes from epoch to epoch, as a checkpoint holds it."""
 
-    def __init__(self, model: nn.Module, plan: Plan, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, device: torch.device, memory: Memory | None
+    ) -> None:
         self.device = device
         self.optimizer = plan.make_optimizer(model)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, plan.t_max)
         self.parts: dict[str, Any] = {
             "model": model, "optimizer": self.optimizer, "scheduler": self.scheduler
         }  # fmt: skip
+        if memory is not None:
+            self.parts["task"] = memory
         self.history: list[Row] = []
 
     def to_save(self) -> dict[str, Any]:

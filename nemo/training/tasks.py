@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from nemo.distributed import all_gather
 from nemo.fields import Family
 from nemo.masking.generators import Masks
-from nemo.masking.objectives import Objective, Parts, Penalty, Rising
+from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty
+from nemo.training.cut_pass import CutPass
 
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
 # Below this share of the loss of a guess by the classes' frequencies, a network has begun to learn.
@@ -60,16 +61,28 @@ class Task:
         penalty: Penalty | None = None,
         remedy: str = "",
         rise: Rise | None = None,
+        cut_pass: CutPass | None = None,
     ) -> None:
         self.task_loss = task_loss
         self.penalty = penalty
         self.remedy = remedy
         self.rise = rise
+        self.cut_pass = cut_pass
 
     def before_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
         """What is minimised may depend on the epochs so far."""
         if self.rise is not None:
             self.rise.follow(history)
+        if self.cut_pass is not None:
+            self.cut_pass.before_epoch(history)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be known to go on after an epoch, besides the history."""
+        return {} if self.cut_pass is None else self.cut_pass.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.cut_pass is not None:
+            self.cut_pass.load_state_dict(state)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         output = all_gather(model(images), len(labels))
@@ -82,6 +95,9 @@ class Task:
         if self.rise is not None:
             penalty = self.rise.share * penalty
             parts = {**parts, "penalty_share": self.rise.share}
+        if self.cut_pass is not None:
+            cut = self.cut_pass(model, images, labels, masks)
+            penalty, parts = penalty + cut, {**parts, "cut_loss": cut}
         return {
             "loss": task + penalty,
             "task": task,
@@ -98,6 +114,7 @@ def make_task(
     labels: Tensor,
     device: torch.device,
     teacher: nn.Module | None = None,
+    cut_pass: CutPass | None = None,
 ) -> Task:
     """The task of a cell; with a `teacher`, the classification loss is DeiT's distillation.
 
@@ -108,9 +125,9 @@ def make_task(
     task_loss = cross_entropy if teacher is None else Distillation(teacher)
     if method.make is None:
         return Task(task_loss)
-    warmup = settings.warmup if isinstance(settings, Rising) else None
+    warmup = settings.warmup if isinstance(settings, ObjectiveParams) else None
     rise = None if warmup is None else Rise(warmup.of(family), labels, device)
-    return Task(task_loss, method.make(settings, family), method.remedy, rise)
+    return Task(task_loss, method.make(settings, family), method.remedy, rise, cut_pass)
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

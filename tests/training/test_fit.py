@@ -54,10 +54,36 @@ def train(network, epochs=4, task=None, **options):
     )
 
 
-def test_what_is_minimised_may_follow_the_history():
-    seen = []
-    train(model(), 3, before_epoch=lambda history: seen.append([row["epoch"] for row in history]))
-    assert seen == [[], [1], [1, 2]]
+class Memory:
+    """Counts the epochs that it saw, and what it was told of."""
+
+    def __init__(self):
+        self.seen, self.epochs = [], 0
+
+    def before_epoch(self, history):
+        self.seen.append([row["epoch"] for row in history])
+        self.epochs += 1
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
+
+
+def test_a_memory_follows_the_history_and_is_part_of_a_checkpoint(tmp_path):
+    memory = Memory()
+
+    def kill(epoch, row):
+        if epoch == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(model(), 3, memory=memory, checkpoint=Checkpoint(tmp_path), on_epoch=kill)
+    assert memory.seen == [[], [1]]
+    resumed = Memory()
+    train(model(), 3, memory=resumed, checkpoint=Checkpoint(tmp_path))
+    assert (resumed.seen, resumed.epochs) == ([[1, 2]], 3)
 
 
 class KilledError(Exception):

@@ -8,21 +8,23 @@ package costs pydantic only: an objective imports torch when it is called.
 from nemo.masking.objectives import mwt, nemo  # they register themselves
 from nemo.masking.objectives.registry import (
     OBJECTIVES,
+    CutPassParams,
     Maker,
     Objective,
+    ObjectiveParams,
     Parts,
     Penalty,
-    Rising,
     objective,
 )
 
 __all__ = [
     "OBJECTIVES",
+    "CutPassParams",
     "Maker",
     "Objective",
+    "ObjectiveParams",
     "Parts",
     "Penalty",
-    "Rising",
     "mwt",
     "nemo",
     "objective",

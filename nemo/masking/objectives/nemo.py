@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from nemo.fields import Family, NonNegative, PerFamily, Positive
-from nemo.masking.objectives.registry import Parts, Penalty, Rising, objective
+from nemo.masking.objectives.registry import ObjectiveParams, Parts, Penalty, objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nemo.masking.generators import Masks
 
 
-class LossParams(Rising):
+class LossParams(ObjectiveParams):
     alpha: PerFamily[NonNegative]
     tau: Positive
     form: Literal["equation", "released"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from nemo.fields import Count, Family, PerFamily, Strict
+from pydantic import Field
+
+from nemo.fields import Count, Family, PerFamily, Positive, Share, Strict, Whole
 from nemo.registry import Registry
 
 if TYPE_CHECKING:
@@ -17,11 +19,27 @@ Penalty = Callable[[Mapping[str, "Tensor"], "Tensor"], "tuple[Tensor, Parts]"]
 Maker = Callable[[Any, Family], Penalty]
 
 
-class Rising(Strict):
-    """Settings of an objective that may set in late: over `warmup` epochs its penalty rises from 0,
-    once the task loss has left chance. Without it, all of it counts from the first step."""
+class CutPassParams(Strict):
+    """The cut pass; `nemo.training.cut_pass` has the formula."""
+
+    weight: Positive = 1.0
+    every: Count = 1  # steps
+    after: Whole = 3  # epochs without it
+    # of the subsets; all classes together are always one more
+    sizes: list[Annotated[int, Field(ge=2, strict=True)]] = Field(default_factory=lambda: [2, 3, 5])
+    rate: Share = 0.05  # at which frequencies follow the batches
+    threshold: Share = 0.9  # as in `masks`
+
+
+class ObjectiveParams(Strict):
+    """Settings that a section may have besides its own.
+
+    `warmup`: over so many epochs the penalty rises from 0, once the task loss has left chance;
+    without it, all of it counts from the first step. `cut`: train as you cut.
+    """
 
     warmup: PerFamily[Count] | None = None
+    cut: CutPassParams | None = None
 
 
 @dataclass(frozen=True)
