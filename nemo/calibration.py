@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
 
+AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
+
 
 @torch.no_grad()
 def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -36,6 +38,17 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.train(training)
+
+
+def batch_norms(module: nn.Module) -> dict[str, Tensor]:
+    """{key of the state_dict: copy of it} of the running statistics of every BatchNorm."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return {
+        f"{name}.{buffer}": value.detach().cpu().clone()
+        for name, norm in module.named_modules()
+        if isinstance(norm, kind)
+        for buffer, value in norm.named_buffers()
+    }
 
 
 def training_batches(

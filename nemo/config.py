@@ -30,6 +30,7 @@ from nemo.sections import (
     AlternativesParams,
     Architectures,
     DataSource,
+    DecomposeParams,
     FinetuneParams,
     GranularityParams,
     MaskParams,
@@ -42,7 +43,8 @@ from nemo.sections import (
 
 EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
 STANDARD = "standard"
-OVERRIDABLE = ("architecture", "finetune", "masks", "train")  # and the section of the base method
+# and the section of the base method
+OVERRIDABLE = ("architecture", "decompose", "finetune", "masks", "train")
 
 
 class Params(Strict):
@@ -62,6 +64,7 @@ class Params(Strict):
     architecture: Architectures
     train: TrainParams
     masks: MaskParams
+    decompose: DecomposeParams = DecomposeParams()
     finetune: FinetuneParams
     alternatives: AlternativesParams = AlternativesParams()
     gap: Of = Of()

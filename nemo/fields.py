@@ -49,4 +49,6 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 Whole = Annotated[int, Field(ge=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_bool)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_bool)]
+# On or absent: a switch that is off leaves no trace in the settings of a result.
+Switch = Annotated[Literal[True] | None, BeforeValidator(lambda value: value or None)]
 Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)]

@@ -210,6 +210,7 @@ _register(
     Metric("accuracy_modular", "Modular", percent, f.SUBSET, value=_whole_modular),
     Metric("accuracy_step0", "Step 0", percent, f.STEP0, ratio="step0_ratio"),
     Metric("step0_ratio", "", percent, f.STEP0, value=_of_standard("accuracy_step0")),
+    Metric("accuracy_step0_bn", "Step 0, BatchNorm", percent, f.STEP0),
     Metric("accuracy", "Fine-tuned", percent, f.SUBSET, ratio="accuracy_ratio"),
     Metric("accuracy_ratio", "", percent, f.SUBSET, value=_of_standard("accuracy")),
     Metric("best_test_accuracy", "Best test", percent, f.SUBSET, value=_best_test),

@@ -77,7 +77,7 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
     elif stage == "masks":
         values = flat({"masks": own.masks}, family)
     elif stage == "decompose":
-        values = {}
+        values = flat({"decompose": own.decompose}, family)
     elif stage == "finetune":
         values = flat({"finetune": own.finetune}, family)
     elif _asks(own, stage, cell):

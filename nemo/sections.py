@@ -16,6 +16,7 @@ from nemo.fields import (
     Positive,
     Share,
     Strict,
+    Switch,
     Whole,
 )
 from nemo.masking.selectors import SELECTORS
@@ -105,6 +106,12 @@ class TrainParams(Recipe):
     amp: bool
     channels_last: bool
     at_chance: Literal["fail", "keep"] = "fail"  # of a model that learned nothing
+
+
+class DecomposeParams(Strict):
+    """What belongs to a cut besides the cutting."""
+
+    recalibrate_bn: Switch = None  # BatchNorm's statistics on the subset's training images
 
 
 class FinetuneParams(Recipe):

@@ -38,7 +38,8 @@ def settings(params: Params, cell: Cell, family: Family) -> dict[str, Any]:
         "train": own.train,
     }
     if base.modular:
-        groups |= objective_settings(own, base) | {"masks": own.masks, "finetune": own.finetune}
+        groups |= objective_settings(own, base)
+        groups |= {"masks": own.masks, "decompose": own.decompose, "finetune": own.finetune}
     found = flat(groups, family)
     if found["data.source"].startswith("folder:"):
         found["data.source"] = "folder"  # where it lies on one machine is no property of a result

@@ -13,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
+from nemo.calibration import recalibrate_bn
 from nemo.cells import Layout
 from nemo.cli.main import cli
 from nemo.config import check_params
-from nemo.data import Batches, load
+from nemo.data import Augment, Batches, load
 from nemo.data.stored import StoredImages
 from nemo.pipeline.inputs import images
+from nemo.predict import accuracy, predict
 from nemo.results import read_result
 from nemo.settings import fits
 from tests.test_config import DEFAULT
@@ -177,6 +179,41 @@ def test_results_are_not_labelled_with_params_that_did_not_make_them(
     assert refused.exit_code == 1
     assert line in refused.output
     assert file.read_bytes() == before
+
+
+def test_batch_norm_is_estimated_anew_by_the_cut_where_params_ask(project, tmp_path, monkeypatch):
+    shutil.copytree(project, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    Path("params.yaml").write_text(yaml.safe_dump({**TINY, "decompose": {"recalibrate_bn": True}}))
+    cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
+    folder = Path("runs/digits/resnet18/nemo-0/modules/0+1")
+    file = Path(f"results/{TINY['profile']}/digits/resnet18/nemo-0.json")
+    before, plain = nemo.load(folder), json.loads(file.read_text())
+    stale = CliRunner().invoke(cli, ["evaluate", *cell])
+    assert "made with decompose.recalibrate_bn None, and params have True" in stale.output
+    for subset in TINY["subsets"]:
+        for stage in ("decompose", "finetune"):
+            made = CliRunner().invoke(cli, [stage, *cell, "--subset", subset])
+            assert made.exit_code == 0, made.output
+    module, data = nemo.load(folder), load(Path("data/digits"))
+    own = data.restrict([0, 1])
+    expected = copy.deepcopy(before)
+    training = Batches(own.splits["train"], own.mean, own.std, TINY["finetune"]["batch_size"],
+                       shuffle=True, augment=Augment(crop=1))  # fmt: skip
+    recalibrate_bn(expected, training)
+    weights = {name for name, _ in before.named_parameters()}
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+        assert name not in weights or torch.equal(value, before.state_dict()[name])
+    assert module.info["recalibrated_bn"] is True
+    assert module.certificate == before.certificate
+    assert CliRunner().invoke(cli, ["evaluate", *cell]).exit_code == 0
+    result = json.loads(file.read_text())
+    for row, old in zip(result["modules"], plain["modules"], strict=True):
+        assert row["accuracy_step0"] == old["accuracy_step0"]
+        assert "accuracy_step0_bn" not in old
+    test = Batches(own.splits["test"], own.mean, own.std, 256)
+    assert result["modules"][0]["accuracy_step0_bn"] == round(accuracy(*predict(module, test)), 6)
 
 
 def test_no_file_names_a_machine_or_a_time(project):

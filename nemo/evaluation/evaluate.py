@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from nemo.calibration import AS_CUT
 from nemo.cells import Cell, Layout
 from nemo.config import EXTRAS, Params
 from nemo.cost import count_flops, count_parameters
@@ -80,9 +82,12 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
     }  # fmt: skip
 
 
-def _check_made(made: Row, stated: Row, folder: Path, command: str) -> None:
-    """Raise ValueError where a file is of other params than those that would be stated."""
-    for line in differences(made, {key: stated.get(key) for key in made})[:1]:
+def _check_made(made: Row, stated: Row, folder: Path, command: str, *more: str) -> None:
+    """Raise ValueError where a file is of other params than those that would be stated, in the
+    sections that it names and `more`."""
+    sections = {*more, *(key.split(".")[0] for key in made)}
+    now = {key: value for key, value in stated.items() if key.split(".")[0] in sections}
+    for line in differences(made, now)[:1]:
         raise ValueError(f"{folder}: {line}; run `nemo {command}` again")
 
 
@@ -93,11 +98,17 @@ def _module_row(
     test = _test(data.restrict(classes), device)
     weights = weights_sha256(layout.train(cell))
     as_cut = _module(layout.module(cell, subset), "decompose", weights, stated)
+    row = {}
+    if as_cut.info.get("recalibrated_bn"):
+        row["accuracy_step0_bn"] = accuracy(*predict(as_cut.to(device), test))
+        before = load_file(layout.module(cell, subset) / AS_CUT)
+        as_cut.load_state_dict(as_cut.state_dict() | before)
     folder = layout.finetuned(cell, subset)
     tuned = _module(folder, "finetune", weights, stated)
     return {
         "subset": subset,
         "classes": classes,
+        **row,
         "accuracy_step0": accuracy(*predict(as_cut.to(device), test)),
         "accuracy": accuracy(*predict(tuned.to(device), test)),
         "nrr": as_cut.info["nrr"],
@@ -119,7 +130,7 @@ def _module(folder: Path, command: str, weights: str, stated: Row) -> Decomposed
     module = load(folder)
     if module.info.get("parent_sha256") != weights:
         raise ValueError(f"{folder}: a module of other weights; run `nemo {command}` again")
-    _check_made(module.info["settings"], stated, folder, command)
+    _check_made(module.info["settings"], stated, folder, command, "decompose")
     return module
 
 
