@@ -6,12 +6,10 @@ that was trained elsewhere with the same hooks. Nothing here knows how a module 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemo.masking.generators import under
 from nemo.module.check import BATCHES, ExactnessError, logits_of
 from nemo.module.decomposed import DecomposedModule
 
@@ -22,26 +20,11 @@ VACUOUS = 1e-6
 ROUNDING = 1e-13
 
 
-def masked_logits(
-    model: nn.Module, masks: Mapping[str, Tensor], classes: list[int] | None, example: Tensor
-) -> Tensor:
-    """What a model under masks says of the images of the check: float64 (4, classes).
-
-    Args:
-        model: a `Modular`, or a plain model.
-        masks: as for `Modular.under`.
-        classes: the columns that are returned, in this order; None for all.
-        example: (B, C, H, W), of which only the shape matters.
-    """
-    reference = next(model.parameters(), example)
-    masked = under(model, masks, example.to(reference)).in_double()
-    return logits_of(masked, tuple(example.shape[1:]), classes)
-
-
 def certify(module: DecomposedModule, expected: Tensor, tolerance: float) -> dict[str, Any]:
     """Compare a module in float64 with the logits that are `expected` of it.
 
     Args:
+        expected: `logits_of` a float64 copy of the parent under its masks, see `Modular.under`.
         tolerance: largest error allowed, relative to the standard deviation of `expected`.
 
     Returns:

@@ -28,7 +28,7 @@ from nemo.masking.sites import Site, example_input
 from nemo.masking.under import by_layer
 from nemo.module.check import ExactnessError, logits_of
 from nemo.module.decomposed import DecomposedModule
-from nemo.proof import certify, masked_logits
+from nemo.proof import certify
 
 MODES = ("exact", "compact")
 
@@ -70,13 +70,13 @@ def decompose(
     masked = under(model, masks, images.to(reference))
     sites, masks = masked.found, _checked(masks, masked.found)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
-    with (double := masked.in_double()).acting():
+    size, double = tuple(images.shape[1:]), masked.in_double()
+    with double.acting():
         traced = trace(double.model, noise)
+    chosen = _check_classes(classes, traced)
+    expected, loss = logits_of(double, size, chosen), {}
     del double
     fold_constants(traced)
-    chosen = _check_classes(classes, traced)
-    size = tuple(images.shape[1:])
-    expected, loss = masked_logits(model, masks, chosen, images), {}
     if mode == "compact":
         exact, dropped = expected, drop_streams(traced, _whole(masks, sites))
         expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)

@@ -30,10 +30,17 @@ class Analysis:
         self.value: dict[fx.Node, Any] = {}
         self.live: dict[fx.Node, Tensor] = {}
         self.need: dict[fx.Node, Tensor] = {}
+        self._moves: dict[fx.Node, bool] = {}
 
     def rule(self, node: fx.Node) -> Any:
         """The rule of a node's op, given what is known of its inputs."""
         return self._rule(self, node)
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether some element is live. Kept, since parameters are as large as the model."""
+        if node not in self._moves:
+            self._moves[node] = bool(self.live[node].any())
+        return self._moves[node]
 
     def elements(self, node: fx.Node) -> Tensor:
         """What must be computed: the elements that are live and needed."""
@@ -41,7 +48,7 @@ class Analysis:
 
     def present(self, node: fx.Node) -> bool:
         """False if the node is constant, or not needed at all."""
-        return node in self.live and bool(self.elements(node).any())
+        return node in self.live and self.moves(node) and bool(self.elements(node).any())
 
     def nonzero(self, node: fx.Node) -> Tensor:
         """Where the value may differ from zero."""
@@ -53,7 +60,7 @@ class Analysis:
     def constant(self, node: fx.Node) -> Tensor:
         """The value where it is constant, else 0."""
         value: Tensor = self.value[node]
-        return value.masked_fill(self.live[node], 0) if self.live[node].any() else value
+        return value.masked_fill(self.live[node], 0) if self.moves(node) else value
 
     def hull(self, node: fx.Node) -> Kept:
         """Per dimension, the indices at which some element must be computed."""
@@ -82,7 +89,7 @@ def analyse(traced: Traced, rule: Any, image: Tensor, wanted: Tensor | None) -> 
     for node in traced.calls():
         _spread(facts, node)
     for node, live in facts.live.items():
-        facts.need[node] = torch.zeros_like(live) if live.any() else live
+        facts.need[node] = torch.zeros_like(live) if facts.moves(node) else live
     everything = torch.ones_like(facts.live[traced.output])
     facts.need[traced.output] = everything if wanted is None else everything & wanted
     for node in reversed(traced.calls()):
@@ -131,7 +138,7 @@ def _spread(facts: Analysis, node: fx.Node) -> None:
     if not isinstance(value, (Tensor, tuple, list)):
         return  # an int: a size
     shape = tuple(value.shape) if isinstance(value, Tensor) else (1,)
-    moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
+    moving = [n for n in inputs_of(facts, node) if facts.moves(n)]
     if not moving:
         facts.live[node] = torch.zeros(shape, dtype=torch.bool)
         return
@@ -153,7 +160,7 @@ def _require(facts: Analysis, node: fx.Node) -> None:
     """Add what a node asks for to `need` of its inputs."""
     if node not in facts.live or not facts.present(node):
         return
-    moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
+    moving = [n for n in inputs_of(facts, node) if facts.moves(n)]
     points = tuple(facts.nonzero(n).float() for n in moving)
     pull: Any = torch.func.vjp(_flow(facts, node, moving), *points)[1]
     for source, change in zip(moving, pull(facts.elements(node).float()), strict=True):

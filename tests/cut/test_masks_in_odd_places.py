@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import nemo
-from nemo.proof import masked_logits as proved
+from nemo.module.check import logits_of
 from tests.cut.helpers import randomise
 from tests.oracles.masked import masked_logits, modular_logits
 
@@ -139,7 +139,7 @@ def test_the_module_computes_what_the_modular_model_does(modular: nemo.Modular) 
 
 
 def test_the_proof_expects_what_the_modular_model_computes(modular: nemo.Modular) -> None:
-    ours = proved(modular, MASKS, [2, 0], IMAGES)
+    ours = logits_of(modular.under(MASKS).in_double(), (3, 12, 12), [2, 0])
     draw = torch.Generator().manual_seed(20250805)
     images = torch.randn(4, 3, 12, 12, generator=draw, dtype=torch.float64)
     assert error(ours, modular_logits(modular, MASKS, images)[:, [2, 0]]) < 1e-12

@@ -131,7 +131,7 @@ class OneInput(Rule):
     blocks = False
 
     def applies(self, facts: Analysis, node: fx.Node) -> bool:
-        moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
+        moving = [n for n in inputs_of(facts, node) if facts.moves(n)]
         return moving in ([node.args[0]], [])
 
     def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
