@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 from nemo.cut import decompose
 from tests.cut.helpers import random_masks, randomise
@@ -146,6 +147,41 @@ class Normed(nn.Module):
         return x + self.fc(self.norm(y).movedim(1, -1)).movedim(-1, 1)
 
 
+class Weights(nn.Module):
+    """Two convolutions whose weights are computed or the same, or which are one."""
+
+    def __init__(self, width: int, how: str, act: str) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(width, width, 3, padding=1)
+        self.b = self.a if how == "one layer" else nn.Conv2d(width, width, 3, padding=1)
+        if how == "tied":
+            self.b.weight = self.a.weight
+        elif how == "computed":
+            weight_norm(self.a)
+            weight_norm(self.b)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(activate(self.act, self.a(x)))
+
+
+class PreActivation(nn.Module):
+    """Two convolutions read by norms and by what adds them; with `shared`, it is one norm."""
+
+    def __init__(self, width: int, shared: bool, affine: bool, act: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 1)
+        self.norm1 = nn.BatchNorm2d(width, affine=affine)
+        self.norm2 = self.norm1 if shared else nn.BatchNorm2d(width)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(activate(self.act, x))
+        z = self.conv2(activate(self.act, self.norm1(y)))
+        return y + z + self.norm2(z)
+
+
 class Pool(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -189,7 +225,8 @@ class Case:
     def build(self) -> nn.Module:
         torch.manual_seed(self.seed)
         kinds = {"residual": Residual, "grouped": Grouped, "dense": Dense, "squeeze": Squeeze,
-                 "attention": Attention, "gated": Gated, "normed": Normed}  # fmt: skip
+                 "attention": Attention, "gated": Gated, "normed": Normed,
+                 "weights": Weights, "preactivation": PreActivation}  # fmt: skip
         blocks: list[nn.Module] = []
         for name, arguments in self.blocks:
             blocks.append(
@@ -209,6 +246,10 @@ BLOCKS = st.one_of(
     ),
     st.tuples(st.just("gated"), st.tuples(ACTS)),
     st.tuples(st.just("normed"), st.tuples(st.sampled_from([0, 1, 2]))),
+    st.tuples(
+        st.just("weights"), st.tuples(st.sampled_from(["computed", "tied", "one layer"]), ACTS)
+    ),
+    st.tuples(st.just("preactivation"), st.tuples(st.booleans(), st.booleans(), ACTS)),
     st.tuples(st.just("pool"), st.tuples(st.sampled_from(["max", "avg"]))),
 )
 CASES = st.builds(
@@ -231,15 +272,15 @@ CASES = st.builds(
 )
 @given(CASES)
 def test_random_networks_decompose_exactly(case: Case) -> None:
-    model = case.build()
+    model = case.build().double()
     masks = random_masks(model, case.keep, case.seed, every=True)
     masks.pop("head")
     module = decompose(model, masks, case.classes)
-    images = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1)).double()
     expected = masked_logits(model, masks, images)
     expected = expected if case.classes is None else expected[:, case.classes]
     with torch.no_grad():
-        actual = module.double()(images.double())
-    # The module's weights were rounded to float32.
-    assert (actual - expected).abs().max() <= 1e-5 * (1 + expected.abs().max())
-    assert module.report["parameters"] <= module.report["parent_parameters"] + 16
+        actual = module(images)
+    assert (actual - expected).abs().max() <= 1e-11 * (1 + expected.abs().max())
+    shared = [b for b in case.blocks if b[0] == "weights" and b[1][0] != "computed"]  # cut apart
+    assert shared or module.report["parameters"] <= module.report["parent_parameters"] + 16
