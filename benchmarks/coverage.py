@@ -1,13 +1,15 @@
-"""How many timm architectures decompose exactly, and how small they get.
+"""How many architectures decompose exactly, and how small they get.
 
     python -m benchmarks.coverage                       all of coverage.yaml at keep .3 and .7
     python -m benchmarks.coverage --write               and writes reports/coverage.{csv,md}
     python -m benchmarks.coverage --models resnet18,vit_tiny_patch16_224 --keep 0.3
 
-Every convolution and Linear but the classifier gets a random mask. Norms, layer scales and other
-vectors that timm starts at zero or one are randomised, and BatchNorm statistics are taken from the
-masked model, so that nothing is dead or constant. The check is that of `nemo.cut` itself:
-float64, batch 1 and 3.
+Each is made modular and trained for one real step. Then every layer but the classifier gets a
+random mask, the model is cut, and the module is compared with the modular model whose generators
+put out these masks, in float64, by code of the tests that knows nothing of `nemo.cut`; then it is
+saved, loaded and compared again. Norms, layer scales and other vectors that start at zero or one
+are randomised, and BatchNorm statistics are taken from the masked model, so that nothing is dead
+or constant.
 """
 
 from __future__ import annotations
@@ -18,43 +20,27 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+import nemo
 from benchmarks.measuring import REPORTS, Row, parser
-from nemo.cut import decompose
-from nemo.masking.generators import under
-from nemo.masking.sites import UNCALLED, find_sites
+from benchmarks.networks import CLASSES, build
+from nemo.masking.sites import UNCALLED
+from tests.oracles.masked import modular_logits
 
-SIZES = (64, 96, 128, 224, 240, 256)
-FIELDS = ["family", "model", "keep", "status", "error", "output_std", "parameters_left",
-          "flops_left", "blocked", "seconds", "size", "seed"]  # fmt: skip
+FIELDS = ["family", "model", "keep", "trained", "status", "error", "certificate", "loaded",
+          "output_std", "parameters_left", "flops_left", "blocked", "seconds", "size",
+          "seed"]  # fmt: skip
 TOLERANCE = 1e-9
 SEEDS = 20  # narrow models are dead under some masks, which proves nothing: the next seed is taken
 FAMILY_LIMIT = 0.5
-
-
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The model at the smallest image size that it takes, and a batch of two such images."""
-    import timm
-
-    failure: Exception | None = None
-    for size in SIZES:
-        for arguments in ({"img_size": size}, {}):
-            try:
-                torch.manual_seed(0)
-                model = timm.create_model(name, num_classes=10, **arguments).eval()
-                images = torch.randn(2, 3, size, size)
-                with torch.no_grad():
-                    model(images)
-                return model, images
-            except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
-                failure = error
-    raise RuntimeError(f"no image size works: {failure}")
 
 
 def randomise(model: nn.Module) -> None:
@@ -69,32 +55,80 @@ def randomise(model: nn.Module) -> None:
             parameter.data = centre + scale * noise
 
 
-def calibrate(model: nn.Module, masks: dict[str, Tensor], images: Tensor) -> None:
+def train_step(modular: nn.Module, images: Tensor) -> str:
+    """ "yes", or why one step on the task loss and the contrastive loss fails."""
+    generator = torch.Generator().manual_seed(2)
+    batch = torch.randn(4, *images.shape[1:], generator=generator)
+    labels = torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.SGD(modular.parameters(), 1e-3)
+    try:
+        logits, masks = modular.train()(batch)
+        logits = getattr(logits, "logits", logits)  # torchvision's Inception has others, too
+        loss = nn.functional.cross_entropy(logits, labels)
+        (loss + nemo.contrastive_loss(masks, labels, 0.1)).backward()
+        nn.utils.clip_grad_norm_(modular.parameters(), 1.0, error_if_nonfinite=True)
+        optimizer.step()
+    except (RuntimeError, ValueError, TypeError) as error:
+        return reason(error)
+    finally:
+        modular.eval().zero_grad()
+    return "yes"
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0][:200].replace("|", "/")
+
+
+def calibrate(modular: nemo.Modular, masks: dict[str, Tensor], images: Tensor) -> None:
     """Give BatchNorms the statistics of the masked model."""
-    masked = under(model, masks, images).in_double()
-    norms = {name: m for name, m in masked.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    masked = modular.under(masks).in_double()
+    norms = {n: m for n, m in masked.model.named_modules() if isinstance(m, _BatchNorm)}
     for norm in norms.values():
         norm.train()
-        norm.momentum = None
+        norm.momentum = 1.0
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         masked(torch.randn(8, *images.shape[1:], generator=generator).double())
     for name, norm in norms.items():
-        target = model.get_submodule(name)
-        target.running_mean = norm.running_mean.float()
-        variance = norm.running_var.float()  # dead channels must not blow up later ones
+        target = modular.model.get_submodule(name)
+        target.running_mean = norm.running_mean
+        variance = norm.running_var  # dead channels must not blow up later ones
         target.running_var = variance.clamp(min=0.01 * float(variance.mean()) + 1e-6)
 
 
-def random_masks(model: nn.Module, images: Tensor, keep: float, seed: int) -> dict[str, Tensor]:
+def random_masks(modular: nemo.Modular, keep: float, seed: int) -> dict[str, Tensor]:
+    """Of all layers but the classifier, also of those that have no generator."""
     generator = torch.Generator().manual_seed(seed)
-    heads = getattr(model, "default_cfg", {}).get("classifier") or ()
+    heads = getattr(modular.model, "default_cfg", {}).get("classifier") or ()
     heads = {heads} if isinstance(heads, str) else set(heads)
     return {
         site.layer: torch.rand(site.neurons, generator=generator) < keep
-        for site in find_sites(model, images)
-        if site.module not in heads and site.skip != UNCALLED
+        for site in modular.found
+        if site.skip != UNCALLED
+        and site.module not in heads
+        and (site.skip is None or site.neurons != CLASSES)
     }
+
+
+def compare(
+    module: nemo.cut.DecomposedModule, modular: nemo.Modular, masks: dict[str, Tensor]
+) -> Row:
+    """The module's error, and whether it can be saved and loaded and then says the same."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(3, *module.input_size, generator=generator).double()
+    expected = modular_logits(modular, masks, images)
+    with torch.no_grad():
+        actual = module(images)
+        error = float((actual - expected).abs().max() / expected.std())
+        try:
+            with TemporaryDirectory() as folder:
+                nemo.save(module, folder)
+                loaded = "yes" if torch.equal(nemo.load(folder)(images), actual) else "differs"
+        except (ValueError, RuntimeError) as failure:
+            loaded = reason(failure)
+    vacuous = module.certificate["vacuous"]
+    status = "vacuous" if vacuous else "exact" if error <= TOLERANCE else "wrong"
+    return {"status": status, "error": float(f"{error:.1e}"), "loaded": loaded}
 
 
 def measure(task: tuple[str, str, float]) -> Row:
@@ -107,27 +141,31 @@ def measure(task: tuple[str, str, float]) -> Row:
         model, images = build(name)
         row["size"] = images.shape[-1]
         randomise(model)
+        modular = nemo.modularize(model, example=images)
+        row["trained"] = train_step(modular, images)
+        modular.double()
         for seed in range(SEEDS):
             row["seed"] = seed
-            masks = random_masks(model, images, keep, seed)
-            calibrate(model, masks, images)
+            masks = random_masks(modular, keep, seed)
+            calibrate(modular, masks, images)
             started = time.perf_counter()
-            module = decompose(model, masks, example=images, tolerance=TOLERANCE)
+            module = nemo.decompose(modular, masks, tolerance=TOLERANCE)
             if not module.certificate["vacuous"]:
                 break
+        seconds = time.perf_counter() - started
+        row |= compare(module, modular, masks)
     except Exception as error:  # the table must say what went wrong with each model
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200].replace("|", "/")
-        return {**row, "status": reason, "seconds": round(time.perf_counter() - started, 1)}
+        seconds = time.perf_counter() - started
+        return {**row, "status": reason(error), "seconds": round(seconds, 1)}
     certificate, report = module.certificate, module.report
     return {
         **row,
-        "status": "vacuous" if certificate["vacuous"] else "exact",
-        "error": float(f"{certificate['error']:.1e}"),
+        "certificate": float(f"{certificate['error']:.1e}"),
         "output_std": float(f"{certificate['output_std']:.2g}"),
         "parameters_left": round(report["parameters"] / report["parent_parameters"], 4),
         "flops_left": round(report["flops"] / report["parent_flops"], 4),
         "blocked": " ".join(report["blocked"]),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(seconds, 1),
     }
 
 
@@ -140,10 +178,12 @@ def summary(rows: pd.DataFrame, keep: float) -> str:
     left = good["parameters_left"]
     families = good.groupby("family", sort=False)["parameters_left"].median()
     wide = ", ".join(map(str, families.index[families > FAMILY_LIMIT])) or "none"
+    done = sum((good["trained"] == "yes") & (good["loaded"] == "yes"))
     above = f"; families with a median above {FAMILY_LIMIT:.0%}: {wide}"
     return (
         f"Keep {keep}: {len(good)} of {len(mine)} exact (error at most {good['error'].max():.0e} "
-        f"of the output's standard deviation); parameters left: median {left.median():.1%}, "
+        f"of the output's standard deviation), {done} of them trained for a step, saved and loaded "
+        f"without a difference; parameters left: median {left.median():.1%}, "
         f"largest {left.max():.1%}{above if keep < FAMILY_LIMIT else ''}."
     )
 
@@ -162,6 +202,8 @@ def table(rows: pd.DataFrame) -> str:
     columns["blocked by"] = models["blocked"].agg(
         lambda each: " ".join(sorted({op for ops in each.dropna() for op in ops.split()}))
     )
+    for what in ("trained", "loaded"):
+        columns[what] = models[what].agg(lambda each: " ".join(sorted(set(each.dropna()))))
     columns |= {"seconds": models["seconds"].max(), "image": models["size"].first()}
     wide = pd.DataFrame(columns, index=named.index.unique()).astype(object).fillna("")
     return str(wide.reset_index().to_markdown(index=False, disable_numparse=True))
@@ -172,12 +214,15 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     summaries = [summary(rows, keep) for keep in sorted(rows["keep"].unique())]
     caption = (
         "Random masks that keep a share of each layer's neurons, of all layers but the classifier. "
-        "Error: of the logits, float64, over their standard deviation; parameters and FLOPs: left "
-        "of the whole model; blocked by: ops without a rule that asked for more than is needed. "
+        "Error: of the logits, float64, over their standard deviation, against the modular model "
+        "whose generators put out these masks; parameters and FLOPs: left of the whole model; "
+        "blocked by: ops without a rule that asked for more than is needed; trained: one step on "
+        "the task loss and the contrastive loss; loaded: what was saved says the same. "
         f"Seconds: the slower of one process on a {platform.machine()} CPU with {os.cpu_count()} "
-        f"cores, torch {torch.__version__.split('+')[0]}, timm {version('timm')}."
+        f"cores, torch {torch.__version__.split('+')[0]}, timm {version('timm')}, torchvision "
+        f"{version('torchvision').split('+')[0]}."
     )
-    text = "\n\n".join(["# timm architectures, decomposed", *summaries, caption, table(rows)])
+    text = "\n\n".join(["# Architectures, decomposed", *summaries, caption, table(rows)])
     (folder / "coverage.md").write_text(f"{text}\n")
 
 

@@ -43,13 +43,15 @@ def test_the_merge_benchmark_measures_before_and_after_calibration():
 
 def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
     rows = [measure_coverage(("lcnet", name, 0.3)) for name in ("test_resnet", "no_such_model")]
-    assert rows[0]["status"] == "exact"
+    assert [rows[0][key] for key in ("trained", "status", "loaded")] == ["yes", "exact", "yes"]
+    assert rows[0]["error"] < 1e-11
     assert rows[0]["parameters_left"] < 0.3
     assert "no_such_model" in rows[1]["status"]
     write(pd.DataFrame(rows, columns=FIELDS), tmp_path)
     assert (tmp_path / "coverage.csv").read_text().count("\n") == 3
     text = (tmp_path / "coverage.md").read_text()
     assert "Keep 0.3: 1 of 2 exact" in text
+    assert "1 of them trained for a step, saved and loaded" in text
     assert "| no_such_model |" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,17 +99,27 @@ class Fixed(nn.Module):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mask", mask)
+        self.register_buffer("mask", mask.float())
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return self.mask.to(pooled).expand(len(pooled), -1)
+        return self.get_buffer("mask").expand(len(pooled), -1)
 
 
 def modular_logits(modular: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Any:
-    """What a modular model says in float64 when its generators put out `masks`, or ones."""
+    """What a modular model says in float64 when its generators put out `masks`, or ones.
+
+    Layers that are masked here, and have no generator, are given one.
+    """
     fixed = _double(modular, inputs)
-    for layer, neurons in modular.layers.items():
-        mask = masks.get(layer, torch.ones(neurons))
-        fixed.generators[layer.replace(".", "_")] = Fixed(mask.double())
+    fixed.sites = [
+        replace(site, skip=None) for site in fixed.found if site.skip is None or site.layer in masks
+    ]
+    fixed.generators = nn.ModuleDict(
+        {
+            site.layer.replace(".", "_"): Fixed(masks.get(site.layer, torch.ones(site.neurons)))
+            for site in fixed.sites
+        }
+    )
+    fixed.double()
     with torch.no_grad():
         return fixed(*(x.double() if x.is_floating_point() else x for x in inputs))[0]
