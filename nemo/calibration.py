@@ -1,4 +1,4 @@
-"""BatchNorm's statistics, estimated anew on the images that a module will see (ours)."""
+"""BatchNorm's statistics, estimated anew on the data that a module will see (ours)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
+from nemo.signature import call
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
 
 
 @torch.no_grad()
-def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> None:
     """Estimate the running statistics of every BatchNorm anew, on these batches only.
 
     A module's binary masks change what its layers receive; this moves no weight. The statistics
@@ -32,9 +33,9 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) 
     module.eval()
     for norm in norms:
         norm.train()
-    for images, _ in batches:
-        if len(images) > 1:  # one image has no statistics where a map is a single pixel
-            module(images)
+    for inputs, labels in batches:
+        if len(labels) > 1:  # one image has no statistics where a map is a single pixel
+            call(module, inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.train(training)

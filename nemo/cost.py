@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and FLOPs of one image (paper section 5.1).
+"""What a model costs: parameters, and FLOPs of one sample (paper section 5.1).
 
 A multiply-add counts as two FLOPs. Attention is counted in full: fused kernels are invisible to
 the counter, so the plain one is used.
@@ -6,11 +6,16 @@ the counter, so the plain one is used.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
+
+from nemo.signature import call
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -18,8 +23,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_flops(model: nn.Module, example: Tensor) -> int:
-    """FLOPs of one image of the batch `example`, in eval mode."""
+def count_flops(model: nn.Module, example: Any) -> int:
+    """FLOPs of the first sample of the batch `example`, in eval mode."""
     # Detached, for the counter's hooks fail on views of parameters.
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     training = model.training
@@ -31,7 +36,8 @@ def count_flops(model: nn.Module, example: Tensor) -> int:
             FlopCounterMode(display=False) as counter,
         ):
             # The state names each shared tensor as often as the model does.
-            functional_call(model, state, (example[:1],), tie_weights=False)
+            first = tree_map(lambda x: x[:1], example)
+            call(lambda *a, **k: functional_call(model, state, a, k, tie_weights=False), first)
     finally:
         model.train(training)
     return int(counter.get_total_flops())

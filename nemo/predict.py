@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nemo.distributed import all_gather
+from nemo.signature import call
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
     of its soft per-sample masks. Of `Batches` that have a part for each of several processes,
     every process gets the whole.
@@ -24,8 +26,8 @@ def predict(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple
     model.eval()
     logits, labels = [], []
     try:
-        for images, target in batches:
-            output = model(images)
+        for inputs, target in batches:
+            output = call(model, inputs)
             output = output[0] if isinstance(output, tuple) else output
             whole = all_gather(output.float(), len(target)) if several else output.float()
             logits.append(whole.cpu())

@@ -1,4 +1,4 @@
-"""The proof: a module computes what its masked parent computes, in float64, on random images.
+"""The proof: a module computes what its masked parent computes, in float64, on random inputs.
 
 The parent is the modular model itself, with constant masks where its generators were, or a model
 that was trained elsewhere with the same hooks. Nothing here knows how a module is cut.
@@ -34,7 +34,7 @@ def certify(module: DecomposedModule, expected: Tensor, tolerance: float) -> dic
         ExactnessError: beyond the tolerance, or the module does not run.
     """
     try:
-        actual = logits_of(module, module.input_size)
+        actual = logits_of(module.run, module.takes)
     except RuntimeError as failure:
         raise ExactnessError(f"the module does not run: {failure}") from failure
     std = float(expected.std())

@@ -19,11 +19,12 @@ CIRCLES_ALLOWED = {
 }
 # What a package may import of nemo, besides itself.
 PARAMS = {"nemo.fields", "nemo.registry"}
+CALLS = {"nemo.signature"}
 EDGE = PARAMS | {
     "nemo.cells", "nemo.config", "nemo.plugins", "nemo.sections", "nemo.settings",
     "nemo.masking.objectives", "nemo.masking.selectors",
 }  # fmt: skip
-BASICS = EDGE | {
+BASICS = EDGE | CALLS | {
     "nemo.calibration", "nemo.cost", "nemo.data", "nemo.device", "nemo.distributed", "nemo.files",
     "nemo.fingerprint", "nemo.locks", "nemo.masking", "nemo.models", "nemo.module", "nemo.predict",
     "nemo.provenance", "nemo.recipe", "nemo.results", "nemo.trained",
@@ -33,10 +34,11 @@ READING = EDGE | {
 }  # fmt: skip
 LAYERS = {
     "nemo.models": PARAMS,
-    "nemo.masking": PARAMS | {"nemo.data", "nemo.models"},
-    "nemo.module": {"nemo.cost", "nemo.files", "nemo.predict"},
+    "nemo.signature": set(),
+    "nemo.masking": PARAMS | CALLS | {"nemo.data", "nemo.models"},
+    "nemo.module": CALLS | {"nemo.cost", "nemo.files", "nemo.predict"},
     "nemo.proof": {"nemo.masking", "nemo.module"},
-    "nemo.cut": {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof"},
+    "nemo.cut": CALLS | {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof"},
     "nemo.training": BASICS,
     "nemo.evaluation": BASICS | {"nemo.cut"},
     "nemo.alternatives": BASICS | {"nemo.cut", "nemo.training", "nemo.evaluation"},

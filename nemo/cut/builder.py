@@ -13,12 +13,12 @@ from nemo.cut.trace import module_path
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import Config, LayerSpec
 from nemo.module.ops import OPS, name_of
-from nemo.module.program import INPUT, Program, Ref, Step
+from nemo.module.program import Program, Ref, Step
 
 # Attributes of a module that no layer may be called.
 RESERVED = {
-    *dir(DecomposedModule), "kinds", "unlisted", "steps", "output", "input_size", "classes",
-    "report", "certificate", "info",
+    *dir(DecomposedModule), "kinds", "unlisted", "steps", "output", "takes", "classes", "report",
+    "certificate", "info",
 }  # fmt: skip
 
 
@@ -32,11 +32,13 @@ class Builder:
         self.layers: dict[str, LayerSpec] = {}
         self.unlisted: dict[str, Any] = {}  # ops that are not in the op table
         self.values: dict[fx.Node, Ref] = {}  # at the node's kept indices
-        self.output = INPUT  # the value that the module returns
+        self.output = ""  # the value that the module returns
         self.left: dict[str, int] = {}  # rows left of each layer, by module path
         self._made: dict[tuple[str, ...], list[str]] = {}  # layers, by their parameters
         self._adapted: dict[Any, Ref] = {}
-        self._value_names = {INPUT}
+        inputs = list(zip(facts.traced.inputs, facts.traced.takes.names, strict=True))
+        self.values.update((node, Ref(name)) for node, name in inputs)
+        self._value_names = set(facts.traced.takes.names)
         self._layer_names = set(RESERVED)
 
     # Steps
@@ -89,9 +91,10 @@ class Builder:
         path = module_path(node)
         self.left[path] = self.left.get(path, 0) + int(rows.sum())
 
-    def program(self, input_size: tuple[int, ...]) -> Program:
+    def program(self) -> Program:
         """What was written, as far as the output depends on it."""
-        whole = Program(self.layers, self.steps, self.output, input_size, self.unlisted)
+        takes = self.facts.traced.takes
+        whole = Program(self.layers, self.steps, self.output, takes, self.unlisted)
         return whole.trimmed()
 
     # Values
@@ -171,10 +174,11 @@ class Builder:
         return self._tile(node, ref, wide, want) if wide else ref
 
     def _tile(self, node: fx.Node, value: Ref, dims: list[int], want: Kept) -> Ref:
-        """Repeat a constant along its batch dimension, as often as there are images."""
+        """Repeat a constant along its batch dimension, as often as there are samples."""
         config = {"dim": dims[0], "repeats": int(want[dims[0]].sum())}
         name = f"{node.name}_tile"
-        return self.layer(node, "Tile", config, {}, value, Ref(INPUT), name=name)
+        first = self.values[self.facts.traced.inputs[0]]
+        return self.layer(node, "Tile", config, {}, value, first, name=name)
 
     def _parameter(self, node: fx.Node) -> fx.Node | None:
         """The parameter that this node is, perhaps after an expand; it stays trainable."""
@@ -188,7 +192,7 @@ class Builder:
         return self.values[node]
 
     def _scalar_argument(self, node: fx.Node) -> Any:
-        return Ref(INPUT) if node is self.facts.traced.input else self.fetch(node, [])
+        return self.values[node] if node in self.facts.traced.inputs else self.fetch(node, [])
 
 
 def _fresh(wish: str, taken: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ from nemo.cut.plan import blocked, plan
 from nemo.cut.rewrite import rewrite
 from nemo.cut.rules import rule_of
 from nemo.cut.trace import Traced, evaluate, trace
-from nemo.masking.generators import under
-from nemo.masking.sites import Site, example_input
+from nemo.masking.generators import takes_of, under
+from nemo.masking.sites import Site
 from nemo.masking.under import by_layer
 from nemo.module.check import ExactnessError, logits_of
 from nemo.module.decomposed import DecomposedModule
 from nemo.proof import certify
+from nemo.signature import bare, moved
 
 MODES = ("exact", "compact")
 
@@ -39,53 +41,56 @@ def decompose(
     classes: Sequence[int] | None = None,
     *,
     mode: str = "exact",
-    example: Tensor | None = None,
+    example: Any = None,
+    output: str | int | None = None,
     tolerance: float = 1e-9,
 ) -> DecomposedModule:
     """Cut the masked neurons out of a copy of `model`.
 
     Args:
-        model: any module that torch.export accepts and that maps (B, C, H, W) images to one tensor,
-            or a modular model.
+        model: any module that torch.export accepts, or a modular model.
         masks: {layer: bool (N_l,)}, False for the neurons to remove.
         classes: the classes whose logits are returned, in this order. The default is
             `masks.classes` if the masks have it, else all.
         mode: "exact" computes what the masked model computes, proved by a check in float64.
             "compact" also drops channels of residual streams that their last writer masks off. It
             is smaller and not exact; the check is against the model without these channels.
-        example: (B >= 1, C, H, W), of which only the shape matters. The default is the size that
-            `modularize` saw, or that the model declares.
+        example, output: of a plain model, as for `modularize`; a modular one knows them.
         tolerance: of the check, relative to the standard deviation of the output.
 
+    Returns:
+        A module that is called as the model is, by the same names, and returns one tensor, of which
+        `classes` are entries of the last dimension.
+
     Raises:
-        ValueError: unknown layers, masks that do not fit, classes that do not exist.
+        ValueError: unknown layers, masks that do not fit, classes that do not exist; what
+            `modularize` raises.
         ExactnessError: the check failed.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     classes = getattr(masks, "classes", None) if classes is None else classes
-    example = example_input(model) if example is None else example
-    images = torch.zeros(2, *example.shape[1:])
-    reference = next(model.parameters())
-    masked = under(model, masks, images.to(reference))
+    model, reference = bare(model), next(model.parameters())
+    takes = takes_of(model, example, output)
+    masked = under(model, masks, takes.batch(moved(takes.draw(2, 0), reference)))
     sites, masks = masked.found, _checked(masks, masked.found)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1)).double()
-    size, double = tuple(images.shape[1:]), masked.in_double()
+    noise, double = takes.draw(2, 1), masked.in_double()
     with double.acting():
-        traced = trace(double.model, noise)
+        traced = trace(double.model, takes, noise)
     chosen = _check_classes(classes, traced)
-    expected, loss = logits_of(double, size, chosen), {}
+    expected, loss = logits_of(partial(takes.run, double), takes, chosen), {}
     del double
     fold_constants(traced)
     if mode == "compact":
         exact, dropped = expected, drop_streams(traced, _whole(masks, sites))
-        expected = logits_of(lambda x: evaluate(traced, x)[traced.output], size, chosen)
+        expected = logits_of(lambda x: evaluate(traced, x)[traced.output], takes, chosen)
         loss = {"dropped": dropped, "deviation": float((expected - exact).abs().max())}
     names = {(site.module, site.start): site.layer for site in sites}
-    split_projections(traced, noise[:1], names)
+    sample = [x[:1] for x in noise]
+    split_projections(traced, sample, names)
     gc.collect()  # of cycles from torch.export; they hold what the graph no longer uses
-    build = _reduce(traced, noise[:1], chosen)
-    module = DecomposedModule(build.program(size)).eval()
+    build = _reduce(traced, sample, chosen)
+    module = DecomposedModule(build.program()).eval()
     try:
         certificate = certify(module, expected, tolerance)
     except ExactnessError as error:
@@ -94,7 +99,7 @@ def decompose(
     module.certificate = {"mode": mode, **certificate, **loss}
     module.classes = chosen
     module = module.to(reference)
-    module.report = _report(masked.model, module, masks, sites, build, images.to(reference))
+    module.report = _report(masked.model, module, masks, sites, build)
     return module
 
 
@@ -126,24 +131,24 @@ def _check_classes(classes: Sequence[int] | None, traced: Traced) -> list[int] |
     dims = traced.output.meta["dims"]
     count = dims[-1]
     chosen = [int(c) for c in classes]
-    if len(dims) != 2 or count is None:
+    if len(dims) < 2 or count is None:
         raise ValueError(f"classes need a model that returns (B, classes), this one returns {dims}")
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):
         raise ValueError(f"classes must be distinct, at least one, in 0..{count - 1}, got {chosen}")
     return chosen
 
 
-def _reduce(traced: Traced, image: Tensor, classes: list[int] | None) -> Builder:
+def _reduce(traced: Traced, sample: list[Tensor], classes: list[int] | None) -> Builder:
     """From the graph to the steps of the module."""
     wanted = None
     if classes is not None:
         wanted = torch.zeros(traced.output.meta["dims"][-1], dtype=torch.bool)
         wanted[classes] = True
-    facts = analyse(traced, rule_of, image, wanted)
+    facts = analyse(traced, rule_of, sample, wanted)
     edits = [order_heads(facts), merge_dead(facts)]
     if any(edits):
         del facts  # it holds about as much as the model
-        facts = analyse(traced, rule_of, image, wanted)
+        facts = analyse(traced, rule_of, sample, wanted)
     kept = plan(facts)
     return rewrite(facts, kept, classes)
 
@@ -154,9 +159,10 @@ def _report(
     masks: Mapping[str, Tensor],
     sites: Sequence[Site],
     build: Builder,
-    images: Tensor,
 ) -> dict[str, Any]:
     """What was kept, what is left, and which ops stood in the way."""
+    takes = module.takes
+    sample = takes.batch(moved(takes.draw(1, 0), next(parent.parameters())))
     layers = {
         site.layer: {
             "kept": int(masks[site.layer].sum()) if site.layer in masks else site.neurons,
@@ -170,6 +176,6 @@ def _report(
         "blocked": blocked(build.facts, build.kept),
         "parameters": count_parameters(module),
         "parent_parameters": count_parameters(parent),
-        "flops": count_flops(module, images),
-        "parent_flops": count_flops(parent, images),
+        "flops": count_flops(module, sample),
+        "parent_flops": count_flops(parent, sample),
     }

@@ -12,17 +12,14 @@ from nemo.cut.facts import Kept
 from nemo.cut.trace import evaluate, module_path
 from nemo.module.check import SEED
 from nemo.module.decomposed import DecomposedModule
-from nemo.module.program import INPUT
 
 
 def first_difference(module: DecomposedModule, build: Builder, tolerance: float) -> str:
     """The first layer, in the order they run, whose output differs where it is needed."""
     facts = build.facts
-    image = torch.randn(
-        1, *module.input_size, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64
-    )
-    theirs = evaluate(facts.traced, image)
-    ours: dict[str, Any] = {INPUT: image}
+    inputs = module.takes.draw(1, SEED)
+    theirs = evaluate(facts.traced, inputs)
+    ours: dict[str, Any] = dict(zip(module.takes.names, inputs, strict=True))
     with torch.no_grad():
         for step in module.steps:
             try:
@@ -35,7 +32,7 @@ def first_difference(module: DecomposedModule, build: Builder, tolerance: float)
             theirs[node], value, facts.elements(node), build.kept[node], tolerance
         ):
             return f"{module_path(node) or 'the top module'} ({node.name})"
-    return "the batch: one image alone is right"
+    return "the batch: one sample alone is right"
 
 
 def _differs(theirs: Tensor, ours: Tensor, needed: Tensor, kept: Kept, tolerance: float) -> bool:

@@ -1,7 +1,7 @@
-"""Phase 3: which elements of which tensor depend on the image, and which the result needs (ours).
+"""Phase 3: which elements of which tensor depend on the inputs, and which the result needs (ours).
 
 At batch 1 every tensor gets three facts per element: its value in one run of the masked model, if
-it is live (changes with the image; else the value is a constant), and if it is needed. Both are
+it is live (changes with the inputs; else the value is a constant), and if it is needed. Both are
 derivatives of one non-negative stand-in per op, the `flow` of its rule: forward mode says where a
 live input arrives (a product with a constant zero stops it), backward mode what a needed output
 asks for. So a masked k channel kills its q channel, and a masked gate the branch that computes it.
@@ -9,7 +9,7 @@ asks for. So a masked k channel kills its q channel, and a masked gate the branc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -74,18 +74,18 @@ class Analysis:
         return kept
 
 
-def analyse(traced: Traced, rule: Any, image: Tensor, wanted: Tensor | None) -> Analysis:
-    """Run the graph on `image` (1, channels, height, width) and derive the facts.
+def analyse(traced: Traced, rule: Any, inputs: Sequence[Tensor], wanted: Tensor | None) -> Analysis:
+    """Run the graph on one sample and derive the facts.
 
     Args:
         wanted: bool (outputs,), the entries of the last dimension of the output that are needed.
     """
     facts = Analysis(traced, rule)
-    facts.value = evaluate(traced, image)
+    facts.value = evaluate(traced, inputs)
     for node in facts.value:
         if node.op == "placeholder":
             # One element, repeated: parameters are as large as the model.
-            facts.live[node] = torch.tensor(node is traced.input).expand(facts.value[node].shape)
+            facts.live[node] = torch.tensor(node in traced.inputs).expand(facts.value[node].shape)
     for node in traced.calls():
         _spread(facts, node)
     for node, live in facts.live.items():

@@ -81,6 +81,11 @@ class Rewriter:
         return self.call(aten.cat.default, (nodes, dim), tuple(dims))
 
 
+def as_weights(x: Tensor) -> Tensor:
+    """A cast to the type of the weights, which are traced in float64."""
+    return x.double()
+
+
 def lstm_outputs(x: Tensor, states: list[Tensor], parameters: list[Tensor], *rest: Any) -> Tensor:
     """The first of the three results of an LSTM: (B, T, units), or (T, B, units)."""
     result: Tensor = aten.lstm.input(x, states, parameters, *rest)[0]

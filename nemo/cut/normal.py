@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from nemo.cut.graph import Dims, Rewriter, arg, aten, dims, dims_of, lstm_outputs, run
+from nemo.cut.graph import Dims, Rewriter, arg, as_weights, aten, dims, dims_of, lstm_outputs, run
 
 LAST = 2**63 - 1  # how "to the end" is traced
 
@@ -152,15 +152,13 @@ def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _cast_back(graph: fx.Graph, entry: fx.Node) -> None:
-    """From float32, say, to the type of the images, which is another one where the module runs."""
+def _cast_back(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
+    """To the type of the weights, float64 here, which is another one where the module runs."""
+    floats = [n for n in inputs if n.meta["val"].is_floating_point()]
     for node in list(graph.nodes):
-        before = arg(node, 0).meta.get("val") if node.target in CASTS else None
-        if before is None or not before.is_floating_point():
-            continue
-        if node.meta["val"].dtype == entry.meta["val"].dtype:
-            args = (arg(node, 0), entry)
-            new = Rewriter(graph, node).call(aten.type_as.default, args, dims(node))
+        if node.target in CASTS and node.meta["val"].dtype == torch.float64:
+            op = aten.type_as.default if floats else as_weights
+            new = Rewriter(graph, node).call(op, (arg(node, 0), *floats[:1]), dims(node))
             node.replace_all_uses_with(new)
             graph.erase_node(node)
 
@@ -257,8 +255,9 @@ NORMALISERS: dict[Any, Normaliser] = {
 }  # fmt: skip
 
 
-def normalise(graph: fx.Graph, entry: fx.Node) -> None:
-    """Bring every node to normal form, in place; `entry` is the images."""
+def normalise(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
+    """Bring every node to normal form, in place; `inputs` are the samples' placeholders."""
+    entry = inputs[0]
     batch = entry.meta["val"].shape[0]
     for node in list(graph.nodes):
         if node.op == "output":
@@ -283,5 +282,5 @@ def normalise(graph: fx.Graph, entry: fx.Node) -> None:
             new.meta.setdefault("val", node.meta["val"])
             node.replace_all_uses_with(new)
             graph.erase_node(node)
-    _cast_back(graph, entry)
+    _cast_back(graph, inputs)
     graph.eliminate_dead_code()

@@ -18,18 +18,15 @@ from nemo.cut.rules.pointwise import Pointwise
 def plan(facts: Analysis) -> dict[fx.Node, Kept]:
     """The kept indices of every node that is computed."""
     kept = {node: facts.hull(node) for node in facts.live if facts.present(node)}
-    kept[facts.traced.input] = [torch.ones_like(v) for v in facts.hull(facts.traced.input)]
+    inputs = facts.traced.inputs
+    kept.update((n, [torch.ones_like(v) for v in facts.hull(n)]) for n in inputs)
     for node in reversed(facts.traced.calls()):
         if node not in kept:
             continue
         rule = facts.rule(node)
         rule.close(facts, node, kept[node])
         for source, want in rule.demand(facts, node, kept[node]).items():
-            if (
-                source in kept
-                and source is not facts.traced.input
-                and (rule.grows or _is_sum(facts, source))
-            ):
+            if source in kept and source not in inputs and (rule.grows or _is_sum(facts, source)):
                 kept[source] = [a | b for a, b in zip(kept[source], want, strict=True)]
     return kept
 
@@ -42,7 +39,7 @@ def blocked(facts: Analysis, kept: dict[fx.Node, Kept]) -> list[str]:
             for source in inputs_of(facts, node):
                 if (
                     source in kept
-                    and source is not facts.traced.input
+                    and source not in facts.traced.inputs
                     and not all(bool(v.all()) for v in facts.hull(source))
                 ):
                     names.add(str(node.target))

@@ -7,14 +7,12 @@ from torch import fx
 
 from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
-from nemo.module.program import INPUT, Ref
 
 
 def rewrite(facts: Analysis, kept: dict[fx.Node, Kept], classes: list[int] | None) -> Builder:
     """All steps of the module; its output are the logits of `classes` in their order."""
     build = Builder(facts, kept)
     traced = facts.traced
-    build.values[traced.input] = Ref(INPUT)
     for node in traced.calls():
         if node in kept:
             build.values[node] = facts.rule(node).emit(build, node, kept[node])

@@ -9,15 +9,18 @@ shape, with None where the batch size enters (alone, or merged with other dimens
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_map
 
 from nemo.cut.graph import arg, aten, run
 from nemo.cut.normal import normalise
+from nemo.signature import Signature, pick
 
 # Ops that may return their input, or a view of it, though their schema does not say so.
 ALIASING = {
@@ -32,7 +35,8 @@ class Traced:
     """A graph in normal form; `constants` holds the values of its parameters and buffers."""
 
     graph: fx.Graph
-    input: fx.Node
+    takes: Signature
+    inputs: list[fx.Node]
     constants: dict[fx.Node, Tensor]
     paths: dict[fx.Node, str]  # of parameters only: their names in the model
 
@@ -45,10 +49,10 @@ class Traced:
         return [node for node in self.graph.nodes if node.op == "call_function"]
 
     def moving(self) -> set[fx.Node]:
-        """The images, and all tensors that depend on them."""
-        found = {self.input}
+        """The inputs, and all tensors that depend on them."""
+        found = set(self.inputs)
         for node in self.calls():
-            # Sizes, too, come from the images, but are not tensors.
+            # Sizes, too, come from the inputs, but are not tensors.
             if node.meta["dims"] is not None and found.intersection(node.all_input_nodes):
                 found.add(node)
         return found
@@ -85,23 +89,28 @@ class Traced:
             self.paths.pop(node, None)
 
 
-def trace(model: nn.Module, example: Tensor) -> Traced:
+def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Traced:
     """Export `model` (its parameters are shared, not copied) and bring the graph to normal form.
 
     Args:
-        example: (2, channels, height, width) of the model's dtype; batch 2, because 1 would be
-            taken for a constant.
+        model: in float64.
+        inputs: a batch of 2, because 1 would be taken for a constant.
 
     Raises:
-        ValueError: torch.export cannot trace the model, or it does not return exactly one tensor.
+        ValueError: torch.export cannot trace the model.
     """
-    batch = ({0: torch.export.Dim.AUTO},)
+    example = takes.batch(inputs)
+    args, named = ((), example) if takes.named else (example, {})
+    sizes = tree_map(lambda x: {0: torch.export.Dim.AUTO}, example)
+    chosen = model.register_forward_hook(lambda m, a, returned: pick(returned, takes.output))
     try:
         with torch.no_grad():
-            exported = torch.export.export(model, (example,), dynamic_shapes=batch, strict=False)
+            exported = torch.export.export(model, args, named, dynamic_shapes=sizes, strict=False)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the model cannot be traced: {reason}") from error
+    finally:
+        chosen.remove()
     nested = any(node.op == "get_attr" for node in exported.graph.nodes)  # such as autocast
     if nested or not _functionalise(exported.graph):
         exported = exported.run_decompositions({})
@@ -109,15 +118,12 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     outputs = [s for s in signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
     graph = exported.graph
     nodes = {node.name: node for node in graph.nodes}
-    result = nodes.get(getattr(outputs[0].arg, "name", ""))
-    if len(outputs) != 1 or result is None or not isinstance(result.meta.get("val"), Tensor):
-        raise ValueError("the model must return one tensor")
     constants: dict[fx.Node, Tensor] = {}
-    paths, lifted, entry = {}, set(), None
+    paths, lifted, entries = {}, set(), []
     for spec in signature.input_specs:
         node = nodes[spec.arg.name]
         if spec.kind == InputKind.USER_INPUT:
-            entry = node
+            entries.append(node)
             continue
         held = exported.state_dict if spec.target in exported.state_dict else exported.constants
         constants[node] = held[spec.target].detach()
@@ -125,12 +131,11 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             paths[node] = spec.target
         elif spec.kind == InputKind.CONSTANT_TENSOR:
             lifted.add(node)
-    assert entry is not None
     returns = next(node for node in graph.nodes if node.op == "output")
-    returns.args = (result,)
+    returns.args = (nodes[outputs[0].arg.name],)
     _fold_lifted(graph, constants, lifted)
-    normalise(graph, entry)
-    return Traced(graph, entry, constants, paths)
+    normalise(graph, entries)
+    return Traced(graph, takes, entries, constants, paths)
 
 
 def _fold_lifted(graph: fx.Graph, constants: dict[fx.Node, Tensor], lifted: set[fx.Node]) -> None:
@@ -148,9 +153,9 @@ def _fold_lifted(graph: fx.Graph, constants: dict[fx.Node, Tensor], lifted: set[
             lifted.add(new)
 
 
-def evaluate(traced: Traced, images: Tensor | None) -> dict[fx.Node, Any]:
-    """The value of every node, parameters included; without images, of those that need none."""
-    values: dict[fx.Node, Any] = {} if images is None else {traced.input: images}
+def evaluate(traced: Traced, inputs: Sequence[Tensor] = ()) -> dict[fx.Node, Any]:
+    """The value of every node, parameters included; without inputs, of those that need none."""
+    values: dict[fx.Node, Any] = dict(zip(traced.inputs, inputs, strict=False))
     values.update(traced.constants)
     with torch.no_grad():
         for node in traced.calls():

@@ -7,13 +7,14 @@ N_l neurons of layer l, K = sum of N_l.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo.masking.generators import Modular
+from nemo.signature import call, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
 PAIR_BLOCK = 2048  # rows of samples that are compared at a time
@@ -58,23 +59,23 @@ class ClassMasks(dict[str, Tensor]):
 
 @torch.inference_mode()
 def sample_bits(
-    modular: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]
+    modular: nn.Module, loader: Iterable[tuple[Any, Tensor]]
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Run `modular` in eval mode over the batches; yield ({layer: bool (B, N_l)}, labels (B,))."""
     training = modular.training
     modular.eval()
     weights = next(modular.parameters(), None)
     try:
-        for images, labels in loader:
-            here = images.device if weights is None else weights.device
-            _, masks = modular(images.to(here))
+        for inputs, labels in loader:
+            here = labels.device if weights is None else weights.device
+            _, masks = call(modular, moved(inputs, here))
             yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
     finally:
         modular.train(training)
 
 
 def class_masks(
-    modular: Modular, loader: Iterable[tuple[Tensor, Tensor]], threshold: float = 0.9
+    modular: Modular, loader: Iterable[tuple[Any, Tensor]], threshold: float = 0.9
 ) -> ClassMasks:
     """The neurons each class uses: those on for at least `threshold` of its samples.
 
@@ -82,8 +83,8 @@ def class_masks(
 
     Args:
         modular: from `nemo.modularize`, trained.
-        loader: batches of (images, labels); every label from 0 to the largest must occur. Use the
-            training images, without augmentation.
+        loader: batches of (inputs, labels), the inputs a tensor, or a tuple or dict of them; every
+            label from 0 to the largest must occur. Use the training data, without augmentation.
         threshold: fraction of a class's samples, in (0, 1].
 
     Raises:

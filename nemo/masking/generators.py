@@ -10,7 +10,7 @@ Shapes: B images, N_l neurons of layer l.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nemo.masking.hooks import acting
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
 from nemo.masking.under import Under
+from nemo.signature import Signature, bare, moved, pick, signature
 
 Masks = dict[str, Tensor]
 CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
@@ -63,7 +64,7 @@ class Modular(nn.Module):
         found: the sites of both.
         overwritable: modules whose output is masked in place, unless they have forward hooks,
             which may keep it.
-        input_size: (channels, height, width) of the images it was made for.
+        takes: how it is called, and what counts of what the model returns.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Modular(nn.Module):
         model: nn.Module,
         sites: list[Site],
         overwritable: Collection[str],
-        input_size: Sequence[int],
+        takes: Signature,
     ) -> None:
         super().__init__()
         self.model = model
         self.overwritable = frozenset(overwritable)
-        self.input_size = tuple(input_size)
+        self.takes = takes
         self.found = list(sites)
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
@@ -98,10 +99,13 @@ class Modular(nn.Module):
         """Masked layers and their numbers of neurons; the values add up to K."""
         return {site.layer: site.neurons for site in self.sites}
 
-    def forward(self, images: Tensor) -> tuple[Any, Masks]:
-        """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients."""
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Masks]:
+        """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients.
+
+        It is called as the model is; the logits are the output that `modularize` was told.
+        """
         with self._attached() as masks:
-            logits = self.model(images)
+            logits = pick(self.model(*args, **kwargs), self.takes.output)
         return logits, {site.layer: masks[site.layer] for site in self.sites}
 
     def under(self, masks: Mapping[str, Tensor]) -> Under:
@@ -157,14 +161,18 @@ class Modular(nn.Module):
         return (x, *args[1:])
 
 
-def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
+def modularize(
+    model: nn.Module, example: Any = None, *, output: str | int | None = None
+) -> Modular:
     """Attach mask generators to every maskable layer of `model` (paper section 4.1).
 
     Args:
         model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
-        example: a batch of images (B, channels, height, width). It is run once, to see which
-            layers are used and in what order. By default it has the size that the model declares,
-            else 3 x 32 x 32. `decompose` uses the same size.
+        example: a batch, as the model takes it: a tensor, a tuple of tensors, or a dict of tensors
+            that are passed by name; of any type, with the samples in the first dimension. It is
+            run, to see which layers are used and in what order. By default images of the size that
+            the model declares, else 3 x 32 x 32. `decompose` uses the same sizes.
+        output: which tensor counts, of a model that returns several: its key, attribute or index.
 
     The masks live in hooks that exist during the forward pass only. Reentrant activation
     checkpointing repeats parts of the pass later, without them, and gives wrong gradients.
@@ -173,15 +181,29 @@ def modularize(model: nn.Module, example: Tensor | None = None) -> Modular:
         A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
 
     Raises:
-        ValueError: the model has nothing to mask.
+        ValueError: the model has nothing to mask, or one of the reasons of `nemo.signature`.
     """
-    example = example_input(model) if example is None else example
-    sites = find_sites(model, example)
+    model = bare(model)
+    takes = takes_of(model, example, output)
+    batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
+    sites = find_sites(model, batch)
     masked = [site for site in sites if site.skip is None]
-    return Modular(model, sites, overwritable(model, masked, example), example.shape[1:])
+    return Modular(model, sites, overwritable(model, masked, batch), takes)
 
 
-def under(model: nn.Module, masks: Mapping[str, Tensor], example: Tensor | None = None) -> Under:
+def takes_of(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:
+    """How a model is called, seen from an example; of a modular model without one, what it knows.
+
+    Raises:
+        ValueError: see `nemo.signature`.
+    """
+    if isinstance(model, Modular):
+        output = model.takes.output if output is None else output
+        return model.takes if example is None else signature(model.model, example, output)
+    return signature(model, example_input(model) if example is None else example, output)
+
+
+def under(model: nn.Module, masks: Mapping[str, Tensor], example: Any = None) -> Under:
     """`Modular.under` for any model, also one that was trained elsewhere.
 
     Args:

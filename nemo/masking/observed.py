@@ -1,8 +1,9 @@
-"""What a selector of class masks may look at: a modular model and the training images (ours)."""
+"""What a selector of class masks may look at: a modular model and the training data (ours)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,14 @@ from nemo.masking.generators import Modular
 
 
 class Observed:
-    """A trained modular model on its training images, plain and in order.
+    """A trained modular model on its training data, plain and in order.
 
     Attributes:
         modular: the model, on the device of the batches.
-        batches: (images (B, 3, H, W), labels (B,)); may be run through any number of times.
+        batches: (inputs, labels (B,)); may be run through any number of times.
     """
 
-    def __init__(self, modular: Modular, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, modular: Modular, batches: Iterable[tuple[Any, Tensor]]) -> None:
         self.modular = modular
         self.batches = batches
         self._packed: list[tuple[np.ndarray, Tensor]] = []
@@ -28,7 +29,7 @@ class Observed:
     def bits(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """({layer: bool (B, N_l)}, labels (B,)) of every batch: which neurons each sample has on.
 
-        One pass over the images, of which the bits are kept, eight to a byte.
+        One pass over the data, of which the bits are kept, eight to a byte.
         """
         packed: list[tuple[np.ndarray, Tensor]] = []
         for bits, labels in sample_bits(self.modular, self.batches):

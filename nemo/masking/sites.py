@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nemo.signature import call as called_with
 
 MASKABLE = (nn.Conv2d, nn.Linear)
 PLAIN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose backward pass does not read their output
@@ -65,7 +68,7 @@ def example_input(model: nn.Module) -> Tensor:
     return batch.to(reference.device, reference.dtype)
 
 
-def find_sites(model: nn.Module, example: Tensor | None = None) -> list[Site]:
+def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
     """Every Conv2d and Linear of `model`, in call order, each masked or with a `skip` reason.
 
     A fused attention projection (a Linear called `qkv`) is three sites: q, k and v.
@@ -91,7 +94,7 @@ def head_names(model: nn.Module, num_classes: int) -> list[str]:
     return [s.module for s in find_sites(model) if s.skip == HEAD and s.neurons == num_classes]
 
 
-def overwritable(model: nn.Module, sites: Sequence[Site], example: Tensor) -> set[str]:
+def overwritable(model: nn.Module, sites: Sequence[Site], example: Any) -> set[str]:
     """The masked modules whose output nobody but the mask needs, so that it may write over it.
 
     One step forward of a copy in train mode shows after which of them a later operation writes over
@@ -106,11 +109,11 @@ def overwritable(model: nn.Module, sites: Sequence[Site], example: Tensor) -> se
                 module.register_forward_hook(
                     lambda m, a, y, name=name: outputs.update({name: (y, y._version)})
                 )
-        trained(torch.cat([example, example]))  # BatchNorm wants more than one image
+        called_with(trained, tree_map(lambda x: torch.cat([x, x]), example))
     return {name for name, (output, version) in outputs.items() if output._version == version}
 
 
-def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, str]]:
+def _trace(model: nn.Module, example: Any) -> tuple[list[_Call], dict[str, str]]:
     """Run once and record the maskable calls, and for each convolution the BatchNorm reading it."""
     calls: list[_Call] = []
     readers: dict[int, list[str]] = {}  # id of a tensor -> BatchNorms that read it
@@ -136,7 +139,7 @@ def _trace(model: nn.Module, example: Tensor) -> tuple[list[_Call], dict[str, st
     try:
         model.eval()
         with torch.no_grad():
-            model(example)
+            called_with(model, example)
     finally:
         model.train(training)
         for handle in handles:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import LayerSpec
 from nemo.module.ops import OPS
-from nemo.module.program import INPUT, Program, Ref, Step
+from nemo.module.program import Program, Ref, Step
+from nemo.signature import FLOAT, WHOLE, Input, Signature
 
 DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch.bfloat16,
                               torch.int64, torch.int32, torch.bool)}  # fmt: skip
@@ -29,7 +30,8 @@ STEP = {"name", "target", "layer", "args", "kwargs"}
 CONFIG: dict[str, tuple[type, ...]] = {
     "stride": (list,), "padding": (list, str), "dilation": (list,), "groups": (int,),
     "eps": (float,), "momentum": (float, type(None)), "shape": (list,), "channels": (int,),
-    "p": (float,), "dim": (int,), "repeats": (int,), "trainable": (bool,),
+    "p": (float,), "padding_idx": (int, type(None)),
+    "dim": (int,), "repeats": (int,), "trainable": (bool,),
 }  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def encode(module: DecomposedModule) -> dict[str, Any]:
         ValueError: it runs an op that is not in the op table, so it could not be read back.
     """
     return {
-        "input_size": list(module.input_size),
+        **encode_signature(module.takes),
         "output": module.output,
         "layers": {name: {"kind": k, "config": c} for name, (k, c) in module.kinds.items()},
         "steps": [_encode_step(step) for step in module.steps],
@@ -57,23 +59,19 @@ def decode(body: dict[str, Any], tensors: dict[str, Tensor]) -> DecomposedModule
     Raises:
         RefusedError: something is not allowed, or does not fit.
     """
+    takes = _decode_signature(body)
     layers = _decode_layers(body["layers"], tensors)
-    steps = _decode_steps(body["steps"], layers)
-    size, output = body["input_size"], body["output"]
-    known = {INPUT, *(step.name for step in steps)}
+    steps = _decode_steps(body["steps"], layers, takes.names)
+    output = body["output"]
+    known = {*takes.names, *(step.name for step in steps)}
     _check(isinstance(output, str) and output in known, "output names no step")
-    _check(
-        isinstance(size, list) and 1 <= len(size) <= 4 and all(map(_is_size, size)),
-        "bad input_size",
-    )
-    _check(math.prod(size) <= LARGEST_VALUE, "input_size is too large")
     try:
-        program = Program(layers, steps, output, size)
+        program = Program(layers, steps, output, takes)
         _rehearse(program)
         module = DecomposedModule(program).eval()
-        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        like = next(module.parameters(), torch.zeros(()))
         with torch.no_grad():
-            module(torch.zeros(1, *size, dtype=dtype))
+            module.run(takes.lowest(1, like))
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError,
             ZeroDivisionError, OverflowError, AssertionError) as error:  # fmt: skip
         reason = str(error).strip().split("\n")[0]
@@ -95,14 +93,57 @@ def _rehearse(program: Program) -> None:
     dtype = next((t.dtype for spec in program.layers.values() for t in spec.tensors.values()
                   if t.is_floating_point()), torch.float32)  # fmt: skip
     module = DecomposedModule(replace(program, layers=shells)).eval()
-    images = torch.zeros(2, *program.input_size, dtype=dtype, device="meta")
-    values: dict[str, Any] = {INPUT: images}
+    inputs = program.takes.lowest(2, torch.zeros((), dtype=dtype, device="meta"))
+    values: dict[str, Any] = dict(zip(program.takes.names, inputs, strict=True))
     with torch.no_grad():
         for step in program.steps:
             module.advance(step, values)
             made = values[step.name]
             if isinstance(made, Tensor):
                 _check(made.numel() <= LARGEST_VALUE, f"step {step.name!r} is too large")
+
+
+def encode_signature(takes: Signature) -> dict[str, Any]:
+    """Images only have a size, as in files of version 1."""
+    if takes.plain:
+        return {"input_size": list(takes.inputs[0].shape)}
+    return {"signature": asdict(takes)}
+
+
+def _decode_signature(body: dict[str, Any]) -> Signature:
+    if "input_size" in body:
+        return Signature.of_images(_decode_size("input_size", body["input_size"]))
+    whole = body["signature"]
+    right = isinstance(whole, dict) and set(whole) == {"inputs", "named", "output"}
+    _check(right and type(whole["named"]) is bool, "bad signature")
+    output, inputs = whole["output"], whole["inputs"]
+    _check(output is None or type(output) is int or _is_name(output), "bad output of signature")
+    _check(isinstance(inputs, list) and 0 < len(inputs) <= 100, "bad inputs of signature")
+    takes = Signature(tuple(map(_decode_input, inputs)), whole["named"], output)
+    _check(len(set(takes.names)) == len(inputs), "inputs of one name")
+    return takes
+
+
+def _decode_input(item: Any) -> Input:
+    keys = {"name", "shape", "dtype", "low", "high"}
+    right = isinstance(item, dict) and set(item) == keys and _is_name(item["name"])
+    _check(right and item["dtype"] in (FLOAT, "bool", *WHOLE), "bad input of signature")
+    low, high = item["low"], item["high"]
+    ranged = type(low) is int and type(high) is int and low <= high
+    _check(ranged and max(-low, high) < LARGEST_NUMBER, f"bad range of input {item['name']!r}")
+    shape = _decode_size(f"shape of input {item['name']!r}", item["shape"], least=0)
+    return Input(item["name"], shape, item["dtype"], low, high)
+
+
+def _decode_size(what: str, size: Any, least: int = 1) -> tuple[int, ...]:
+    sized = isinstance(size, list) and least <= len(size) <= 4 and all(map(_is_size, size))
+    _check(sized, f"bad {what}")
+    _check(math.prod(size) <= LARGEST_VALUE, f"{what} is too large")
+    return tuple(size)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier() and len(value) <= 200
 
 
 def _is_size(value: Any) -> bool:
@@ -128,10 +169,10 @@ def _decode_layers(described: Any, tensors: dict[str, Tensor]) -> dict[str, Laye
     }
 
 
-def _decode_steps(described: Any, layers: dict[str, LayerSpec]) -> list[Step]:
+def _decode_steps(described: Any, layers: dict[str, LayerSpec], inputs: list[str]) -> list[Step]:
     _check(isinstance(described, list), "steps must be a list")
     steps: list[Step] = []
-    known = {INPUT}
+    known = set(inputs)
     for item in described:
         right = isinstance(item, dict) and set(item) == STEP
         _check(right and isinstance(item["layer"], bool), "bad step")

@@ -19,7 +19,7 @@ from nemo.module.check import ExactnessError, logits_of
 from nemo.module.folding import folded
 from nemo.module.layers import AddInto, LayerSpec, Place, Select, build
 from nemo.module.ops import OPS
-from nemo.module.program import INPUT, Program, Ref, Step
+from nemo.module.program import Program, Ref, Step
 
 # Layers and ops whose results share no memory with what they read. (Not all of them: enough.)
 SHARING = ("Constant", "Dropout", "Dropout2d")
@@ -43,6 +43,7 @@ class DecomposedModule(nn.Module):
     hook, which might keep them.
 
     Attributes:
+        takes: how it is called: as its parent was, by position or by name.
         classes: the classes whose logits it returns, in order; None for all of them.
         report: per layer neurons kept and total, blocked ops, parameters and FLOPs.
         certificate: the error against the masked parent in float64, see `nemo.proof`.
@@ -59,7 +60,7 @@ class DecomposedModule(nn.Module):
         # Ops outside the op table: such a module runs, but cannot be saved.
         self.unlisted = dict(program.unlisted)
         self.output = program.output
-        self.input_size = tuple(program.input_size)  # (channels, height, width)
+        self.takes = program.takes
         self.classes: list[int] | None = None
         self.report: dict[str, Any] = {}
         self.certificate: dict[str, Any] = {}
@@ -67,19 +68,24 @@ class DecomposedModule(nn.Module):
         self._last_use = _last_uses(self.steps, self.output)
         self._overwriting = self._find_overwriting()
         self._sized = any(_holds_for_one_size(layer) for layer in self.children())
+        self._sized |= not self.takes.plain
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, T) of images (B, C, H, W).
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images; of several inputs, the first's sizes."""
+        return self.takes.inputs[0].shape
+
+    def forward(self, x: Tensor | None = None, /, *others: Tensor, **named: Tensor) -> Tensor:
+        """Logits (B, ..., T) of images (B, C, H, W), or of the inputs that the parent takes.
 
         Raises:
-            ValueError: images of another size, if a constant in a dead branch's place has one.
+            TypeError: an input is missing, or unknown.
+            ValueError: inputs of another size; images only if a constant in a dead branch's place
+                has one.
         """
-        if self._sized and tuple(x.shape[1:]) != self.input_size:
-            raise ValueError(
-                f"images of {tuple(x.shape[1:])}, and this module was cut for {self.input_size}; "
-                "cut it with example=images of the size wanted"
-            )
-        values: dict[str, Any] = {INPUT: x}
+        values: dict[str, Any] = self.takes.bind(others if x is None else (x, *others), named)
+        if self._sized:
+            self._check_sizes(values)
         frugal = self._may_overwrite()
         for step, done in zip(self.steps, self._last_use, strict=True):
             if frugal and step.name in self._overwriting:
@@ -90,6 +96,16 @@ class DecomposedModule(nn.Module):
                 del values[name]
         result: Tensor = values[self.output]
         return result
+
+    def _check_sizes(self, values: dict[str, Tensor]) -> None:
+        for item in self.takes.inputs:
+            size = tuple(values[item.name].shape[1:])
+            if size != item.shape:
+                name = "images" if self.takes.plain else item.name
+                raise ValueError(
+                    f"{name} of {size}, and this module was cut for {item.shape}; "
+                    f"cut it with example={name} of the size wanted"
+                )
 
     def advance(self, step: Step, values: dict[str, Any]) -> None:
         """Run one step on the values so far."""
@@ -152,11 +168,11 @@ class DecomposedModule(nn.Module):
         the largest logit. In float32 the two differ by rounding.
 
         Raises:
-            ExactnessError: on random images the two differ by more than float64's rounding.
+            ExactnessError: on random inputs the two differ by more than float64's rounding.
         """
         wide = copy.deepcopy(self).cpu().double().eval()
         fast = DecomposedModule(folded(wide.definition())).eval()
-        expected, actual = (logits_of(m, self.input_size) for m in (wide, fast))
+        expected, actual = (logits_of(m.run, self.takes) for m in (wide, fast))
         error = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-300))
         if not error <= FOLDING_TOLERANCE:
             raise ExactnessError(f"folding changed the logits by {error:.3g} of the largest")
@@ -173,7 +189,11 @@ class DecomposedModule(nn.Module):
             name: LayerSpec(kind, config, dict(self.get_submodule(name).state_dict()))
             for name, (kind, config) in self.kinds.items()
         }
-        return Program(layers, self.steps, self.output, self.input_size, self.unlisted)
+        return Program(layers, self.steps, self.output, self.takes, self.unlisted)
+
+    def run(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits of inputs in their order, however it is called."""
+        return self.takes.run(self, inputs)
 
     def program(self) -> str:
         """The steps as text, one a line."""

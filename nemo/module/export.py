@@ -1,9 +1,10 @@
 """Modules for other runtimes: ONNX, and torch's own .pt2 (ours).
 
 An export is not an artefact: nemo does not read it back. It takes what the module takes, float32
-images `(B, *input_size)` of any B that were normalised already, and returns the logits. It says
-itself which classes those are and how pixels become its input: as metadata of the ONNX model, as
-`nemo.json` inside the .pt2 file. Neither holds a pickle, a path or a time.
+images `(B, *input_size)` of any B that were normalised already, or what else its parent took, by
+the same names, and returns the logits. It says itself which classes those are and how pixels become
+its input: as metadata of the ONNX model, as `nemo.json` inside the .pt2 file. Neither holds a
+pickle, a path or a time.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import statistics
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,20 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from nemo.files import write_bytes
+from nemo.module.check import SEED, batches
+from nemo.module.codec import encode_signature
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
+from nemo.signature import Signature
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Sequence[Tensor]], Tensor]
 FORMATS = ("onnx", "pt2")
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 LARGEST_ONNX = 2**31  # bytes that fit into one file, a limit of protobuf
 # Largest difference in float32, relative to the logits' standard deviation. Rounding alone is some
 # 5e-6, and 4e-4 in the worst network that was tried, where torch itself is 1e-4 away from float64.
 TOLERANCE = 1e-3
-BATCHES = (1, 3)
 ROUNDS = 50  # of the timing, after a tenth as many that do not count
-SEED = 20250805
 
 
 class ExportError(ValueError):
@@ -94,15 +97,15 @@ def export(
 def _export(module: DecomposedModule, to: str, path: Path) -> Exported:
     """Write the file, run it, compare it, time it."""
     write, read = (_write_onnx, _read_onnx) if to == "onnx" else (_write_pt2, _read_pt2)
-    write(_trace(module), _card(module), path)
-    run = read(path)
+    write(_trace(module), module, path)
+    run = read(path, module)
     difference = _difference(module, run)
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the file differs from the module by {difference:.3g} of the logits' standard "
             f"deviation (tolerance {TOLERANCE:g})"
         )
-    module_latency, latency = _medians([module, run], torch.zeros(1, *module.input_size))
+    module_latency, latency = _medians([module.run, run], module.takes.draw(1, SEED, torch.float32))
     return Exported(path, path.stat().st_size, difference, latency, module_latency)
 
 
@@ -121,9 +124,11 @@ def _check(path: Path, to: str) -> None:
 
 def _trace(module: DecomposedModule) -> ExportedProgram:
     """The module as a graph for any batch size."""
-    example = torch.zeros(2, *module.input_size)  # batch 1 would be taken for a constant
-    batch = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(module, (example,), dynamic_shapes=batch, strict=False)
+    takes = module.takes
+    example = takes.batch(takes.lowest(2, torch.zeros(())))  # 1 would be taken for a constant
+    args, named = ((), example) if takes.named else (example, {})
+    batch = _dynamic(takes, {0: torch.export.Dim("batch")})
+    program = torch.export.export(module, args, named, dynamic_shapes=batch, strict=False)
     program.example_inputs = None  # would be pickled into the .pt2 file
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
@@ -132,19 +137,35 @@ def _trace(module: DecomposedModule) -> ExportedProgram:
 
 def _card(module: DecomposedModule) -> dict[str, Any]:
     """What a user of the exported file has to know of it."""
-    known = {"classes": module.classes, "input_size": list(module.input_size)}
+    known = {"classes": module.classes, **encode_signature(module.takes)}
     named = {key: module.info[key] for key in ("class_names", "parent_sha256", "preprocessing")
              if key in module.info}  # fmt: skip
     return known | named
 
 
-def _write_onnx(program: ExportedProgram, card: dict[str, Any], path: Path) -> None:
+def _dynamic(takes: Signature, size: dict[int, Any]) -> Any:
+    """The sizes of the arguments of `DecomposedModule.forward`, of which the first one is free."""
+    if takes.named:
+        return {"named": dict.fromkeys(takes.names, size)}
+    others = (size,) * (len(takes.inputs) - 1)
+    return {"x": size} | ({"others": others} if others else {})
+
+
+def _names(takes: Signature) -> tuple[list[str], str]:
+    """What inputs and the output are called in an ONNX model."""
+    images = takes.plain and len(takes.inputs[0].shape) == 3
+    output = takes.output if isinstance(takes.output, str) else "logits"
+    return (["images"] if images else takes.names), output
+
+
+def _write_onnx(program: ExportedProgram, module: DecomposedModule, path: Path) -> None:
+    names, output = _names(module.takes)
     onnx = torch.onnx.export(
         program,
         dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch"},),
+        input_names=names,
+        output_names=[output],
+        dynamic_shapes=_dynamic(module.takes, {0: "batch"}),
         verbose=False,
     )
     assert onnx is not None
@@ -153,11 +174,11 @@ def _write_onnx(program: ExportedProgram, card: dict[str, Any], path: Path) -> N
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
-    model.metadata_props.update({key: json.dumps(value) for key, value in card.items()})
+    model.metadata_props.update({k: json.dumps(value) for k, value in _card(module).items()})
     onnx.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Run:
+def _read_onnx(path: Path, module: DecomposedModule) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -166,12 +187,18 @@ def _read_onnx(path: Path) -> Run:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = ["CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    names, output = _names(module.takes)
+
+    def run(inputs: Sequence[Tensor]) -> Tensor:
+        given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run([output], given)[0])
+
+    return run
 
 
-def _write_pt2(program: ExportedProgram, card: dict[str, Any], path: Path) -> None:
+def _write_pt2(program: ExportedProgram, module: DecomposedModule, path: Path) -> None:
     content = io.BytesIO()  # on a full disk, torch's own writer may end the process
-    torch.export.save(program, content, extra_files={"nemo.json": json.dumps(card)})
+    torch.export.save(program, content, extra_files={"nemo.json": json.dumps(_card(module))})
     write_bytes(path, content.getbuffer())
     if held := _pickles(path):
         raise ExportError(f"torch {torch.__version__} pickles {held[0]} into .pt2 files: update it")
@@ -188,31 +215,27 @@ def _pickles(path: Path) -> list[str]:
         ]
 
 
-def _read_pt2(path: Path) -> Run:
-    run: Run = torch.export.load(path).module()
-    return run
+def _read_pt2(path: Path, module: DecomposedModule) -> Run:
+    return partial(module.takes.run, torch.export.load(path).module())
 
 
 def _difference(module: DecomposedModule, run: Run) -> float:
     """Largest difference of the logits, relative to their standard deviation."""
-    generator = torch.Generator().manual_seed(SEED)
-    images = torch.randn(sum(BATCHES), *module.input_size, generator=generator)
-    batches = torch.split(images, list(BATCHES))
-    expected = torch.cat([module(batch) for batch in batches])
-    actual = torch.cat([run(batch) for batch in batches])
+    inputs = batches(module.takes, torch.float32)
+    expected, actual = (torch.cat([r(batch) for batch in inputs]) for r in (module.run, run))
     if actual.shape != expected.shape:
         return float("inf")
     largest = (expected - actual).abs().max()
     return float(largest / expected.std()) if largest else 0.0
 
 
-def _medians(functions: list[Run], images: Tensor) -> list[float]:
+def _medians(functions: list[Run], inputs: list[Tensor]) -> list[float]:
     """The median time of each, in seconds; they take turns, so that all meet the same machine."""
     times: list[list[float]] = [[] for _ in functions]
     for turn in range(ROUNDS + ROUNDS // 10):
         for function, taken in zip(functions, times, strict=True):
             begin = time.perf_counter()
-            function(images)
+            function(inputs)
             if turn >= ROUNDS // 10:
                 taken.append(time.perf_counter() - begin)
     return [statistics.median(taken) for taken in times]

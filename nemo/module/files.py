@@ -24,10 +24,10 @@ from nemo.module.decomposed import DecomposedModule
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"
-VERSION = 1
+VERSIONS = {1: "input_size", 2: "signature"}  # and what says what a module takes
 KEYS = {
-    "format", "version", "torch", "classes", "certificate", "report", "info", "input_size",
-    "output", "layers", "steps", "weights_sha256", "sha256",
+    "format", "version", "torch", "classes", "certificate", "report", "info", "output", "layers",
+    "steps", "weights_sha256", "sha256",
 }  # fmt: skip
 LARGEST_FILE = 2**26  # bytes of JSON
 
@@ -52,7 +52,7 @@ def save(
     weights = write_tensors(tensors)
     body = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 1 if module.takes.plain else 2,  # what 0.1 can read, it may read
         "torch": torch.__version__.split("+")[0],
         "classes": module.classes,
         "certificate": module.certificate,
@@ -99,9 +99,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ArtefactError(f"{DESCRIPTION} is not JSON") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ArtefactError(f"{DESCRIPTION} does not describe a module")
-    if body.get("version") != VERSION:
-        raise ArtefactError(f"version {body.get('version')!r}, this nemo reads version {VERSION}")
-    if set(body) != KEYS or body["sha256"] != _digest(body):
+    version = body.get("version")
+    if type(version) is not int or version not in VERSIONS:
+        raise ArtefactError(f"version {version!r}, this nemo reads versions 1 and 2")
+    if set(body) != {*KEYS, VERSIONS[version]} or body["sha256"] != _digest(body):
         raise ArtefactError(f"{DESCRIPTION} has been changed since it was written")
     _check_notes(body)
     if hashlib.sha256(packed).hexdigest() != body["weights_sha256"]:

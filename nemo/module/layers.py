@@ -1,4 +1,4 @@
-"""The layers a decomposed module may hold: torch's own, and five small ones that move channels.
+"""The layers a decomposed module may hold: torch's own, and small ones that move channels.
 
 A layer is described by its kind, a small config and its tensors; widths are read off the tensors,
 never off the config. `build` is the only way in, for the decomposer and for loaded files alike.
@@ -36,6 +36,19 @@ class Constant(nn.Module):
 
     def forward(self) -> Tensor:
         return self.value
+
+
+class Cast(nn.Module):
+    """The type of the module's weights, for what is made of ids and masks."""
+
+    like: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("like", like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.like.dtype)
 
 
 def _fast_dim(x: Tensor, dim: int) -> int:
@@ -136,6 +149,11 @@ def _linear(config: Config, tensors: Tensors) -> nn.Module:
     return nn.Linear(columns, rows, bias="bias" in tensors, device="meta")
 
 
+def _embedding(config: Config, tensors: Tensors) -> nn.Module:
+    rows, columns = tensors["weight"].shape
+    return nn.Embedding(rows, columns, config["padding_idx"], device="meta")
+
+
 def _batch_norm(rank: int) -> Callable[[Config, Tensors], nn.Module]:
     kind = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
 
@@ -163,6 +181,7 @@ BUILDERS: dict[str, Callable[[Config, Tensors], nn.Module]] = {
     "Conv2d": _conv(2),
     "Conv3d": _conv(3),
     "Linear": _linear,
+    "Embedding": _embedding,
     "BatchNorm1d": _batch_norm(1),
     "BatchNorm2d": _batch_norm(2),
     "BatchNorm3d": _batch_norm(3),
@@ -171,6 +190,7 @@ BUILDERS: dict[str, Callable[[Config, Tensors], nn.Module]] = {
     "Dropout": lambda config, _: nn.Dropout(config["p"]),
     "Dropout2d": lambda config, _: nn.Dropout2d(config["p"]),
     "Constant": lambda config, tensors: Constant(tensors["value"], config["trainable"]),
+    "Cast": lambda config, tensors: Cast(tensors["like"]),
     "Select": lambda config, tensors: Select(config["dim"], tensors["index"]),
     "Place": lambda c, tensors: Place(c["dim"], tensors["index"], tensors["template"]),
     "Tile": lambda config, _: Tile(config["dim"], config["repeats"]),

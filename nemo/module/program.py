@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo.module.layers import LayerSpec
-
-INPUT = "input"
+from nemo.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Program:
     layers: Mapping[str, LayerSpec]
     steps: Sequence[Step]
     output: str
-    input_size: Sequence[int]  # (channels, height, width)
+    takes: Signature  # the inputs are values, too
     unlisted: Mapping[str, Callable[..., Any]] = field(default_factory=dict)  # not in the op table
 
     def trimmed(self) -> Program:
@@ -63,9 +62,9 @@ class Program:
         held = {name: layer for name, layer in self.layers.items() if name in used}
         return replace(self, layers=held, steps=chosen[::-1])
 
-    def prefixed(self, prefix: str, entry: str) -> Program:
-        """The same program with other names, which reads the value `entry` as its images."""
-        names = {step.name: prefix + step.name for step in self.steps} | {INPUT: entry}
+    def prefixed(self, prefix: str, entry: Mapping[str, str]) -> Program:
+        """The same program with other names, which reads other values for some of its inputs."""
+        names = {step.name: prefix + step.name for step in self.steps} | dict(entry)
         steps = [
             replace(
                 step.renamed(names),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import LayerSpec
-from nemo.module.program import INPUT, Program, Ref, Step
+from nemo.module.program import Program, Ref, Step
 from nemo.predict import accuracy, predict
 
 
@@ -32,24 +32,26 @@ class Calibration(NamedTuple):
 
 
 def merge(
-    a: DecomposedModule, b: DecomposedModule, loader: Iterable[tuple[Tensor, Tensor]]
+    a: DecomposedModule, b: DecomposedModule, loader: Iterable[tuple[Any, Tensor]]
 ) -> DecomposedModule:
     """One module for the classes of `a` and then those of `b`.
 
-    It takes images as `a` does. If `b` was trained on images normalised differently, they are
+    It is called as `a` is. If `b` was trained on images normalised differently, they are
     converted inside. It holds copies of the weights, and is saved, loaded and run like any module.
     `info["merged"]` names the parts with their scales and biases.
 
     Args:
-        a, b: modules with disjoint classes and one input size, cut from whatever parents.
-        loader: batches of held-out images (B, C, H, W), normalised as for `a` and on its device,
-            and labels (B,) in 0..T_a+T_b-1; some of each module's classes.
+        a, b: modules with disjoint classes that are called alike, cut from whatever parents.
+        loader: batches of held-out inputs, images normalised as for `a`, on its device, and labels
+            (B,) in 0..T_a+T_b-1; some of each module's classes.
 
     Raises:
-        ValueError: see `check_mergeable`; or no batches, or labels that do not fit.
+        ValueError: see `check_mergeable`; or no batches, or logits or labels that do not fit.
     """
     names = check_mergeable(a, b)
     raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
+    if raw.ndim != 2:
+        raise ValueError(f"the logits have shape {tuple(raw.shape)}; accepted: (samples, classes)")
     count = len(class_names(a))
     if not 0 <= labels.min() < count <= labels.max() < len(names):
         raise ValueError(
@@ -70,17 +72,21 @@ def check_mergeable(a: DecomposedModule, b: DecomposedModule) -> list[str]:
     """The names of the merged module's classes.
 
     Raises:
-        ValueError: a class in both, different input sizes or dtypes, a module that does not name
-            its classes, or only one that says how its images are normalised.
+        ValueError: a class in both, different inputs, outputs or dtypes, a module that does not
+            name its classes, or only one that says how its images are normalised.
     """
     first, second = class_names(a), class_names(b)
     both = sorted(set(first) & set(second))
     if both:
         raise ValueError(f"both modules have the classes {', '.join(both)}; accepted: disjoint")
-    if a.input_size != b.input_size:
+    if a.takes.plain and b.takes.plain and a.takes != b.takes:
         sizes = [" x ".join(map(str, m.input_size)) for m in (a, b)]
         raise ValueError(
             f"the modules take images of {sizes[0]} and {sizes[1]}; accepted: one size"
+        )
+    if a.takes != b.takes:
+        raise ValueError(
+            f"the modules take {a.takes}, and {b.takes}; accepted: the same inputs and output"
         )
     kinds = [str(next(m.parameters()).dtype).removeprefix("torch.") for m in (a, b)]
     if kinds[0] != kinds[1]:
@@ -145,8 +151,8 @@ def _assemble(
 ) -> DecomposedModule:
     """Both programs and their concatenation; names of a's steps begin with a_, of b's with b_."""
     layers, steps = _renormalise(a, b)
-    source = steps[-1].name if steps else INPUT
-    for side, module, entry, part in (("a", a, INPUT, of_a), ("b", b, source, of_b)):
+    normalised = {a.takes.names[0]: steps[-1].name} if steps else {}
+    for side, module, entry, part in (("a", a, {}, of_a), ("b", b, normalised, of_b)):
         program = module.definition().prefixed(f"{side}_", entry)
         for name, (kind, config, tensors) in program.layers.items():
             copies = {key: value.clone() for key, value in tensors.items()}
@@ -158,7 +164,7 @@ def _assemble(
     both = [Ref("logits_a"), Ref("logits_b")]
     steps.append(Step("logits", "aten.cat.default", False, (both, 1)))
     unlisted = {**a.unlisted, **b.unlisted}
-    return DecomposedModule(Program(layers, steps, "logits", a.input_size, unlisted)).eval()
+    return DecomposedModule(Program(layers, steps, "logits", a.takes, unlisted)).eval()
 
 
 def _renormalise(
@@ -180,7 +186,7 @@ def _renormalise(
     return layers, [
         Step("factor", "factor", True),
         Step("offset", "offset", True),
-        Step("multiplied", "aten.mul.Tensor", False, (Ref(INPUT), Ref("factor"))),
+        Step("multiplied", "aten.mul.Tensor", False, (Ref(a.takes.names[0]), Ref("factor"))),
         Step("renormalised", "aten.add.Tensor", False, (Ref("multiplied"), Ref("offset"))),
     ]
 

@@ -36,7 +36,7 @@ def test_models_must_return_one_tensor() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return self.conv(x), x
 
-    with pytest.raises(ValueError, match="must return one tensor"):
+    with pytest.raises(ValueError, match="returns several tensors; name one: output=0, 1"):
         decompose(Pair(), {})
 
 

@@ -109,7 +109,7 @@ def forge(folder: Path, change: Any) -> None:
 FORGERIES = {
     "unknown op": lambda b: b["steps"][2].update(target="os.system"),
     "op that is not listed": lambda b: b["steps"][2].update(target="aten.from_file.default"),
-    "unknown layer": lambda b: b["layers"].update(x={"kind": "Embedding", "config": {}}),
+    "unknown layer": lambda b: b["layers"].update(x={"kind": "Bilinear", "config": {}}),
     "code as a name": lambda b: b["steps"][2].update(name="a; import os"),
     "reference forwards": lambda b: b["steps"][0].update(args=[{"ref": b["steps"][5]["name"]}]),
     "object as argument": lambda b: b["steps"][2].update(args=[{"py/object": "os"}]),

@@ -1,4 +1,4 @@
-"""Phase 2a: what does not depend on the images becomes parameters of layers (ours).
+"""Phase 2a: what does not depend on the inputs becomes parameters of layers (ours).
 
 Computed weights (weight_norm, standardised or tied ones) are constants in eval mode, and cut like
 any other. A mask that multiplies what a layer alone puts out is zero rows of its parameters; where
@@ -24,7 +24,7 @@ ROWS = ((1, "weight"), (2, "bias"))
 
 def fold_constants(traced: Traced) -> None:
     """Fold computed parameters and masks into the layers, in place."""
-    values = evaluate(traced, None)
+    values = evaluate(traced)
     for node in traced.calls():
         if node.target in LAYERS and node not in values:
             _fold_parameters(traced, node, values)

@@ -9,7 +9,7 @@ uses and how to rearrange them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,13 +65,16 @@ def view_of(node: fx.Node, shapes: Shapes) -> View | None:
     return View(node, source, value, shape)
 
 
-def split_projections(traced: Traced, image: Tensor, names: Mapping[tuple[str, int], str]) -> None:
+def split_projections(
+    traced: Traced, inputs: Sequence[Tensor], names: Mapping[tuple[str, int], str]
+) -> None:
     """Give every reader that uses its own rows of a projection its own projection, in place.
 
     Args:
+        inputs: one sample.
         names: what to call the part of a module that starts at some row.
     """
-    values = evaluate(traced, image)
+    values = evaluate(traced, inputs)
     shapes = {n: tuple(value.shape) for n, value in values.items() if isinstance(value, Tensor)}
     for source in traced.calls():
         if source.target not in SOURCES or source.args[1] not in traced.constants:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx
 
 from nemo.cut.builder import Builder, taken
 from nemo.cut.facts import Analysis, Kept, inputs_of
-from nemo.cut.graph import arg, aten
+from nemo.cut.graph import arg, as_weights, aten
 from nemo.cut.rules.base import Demand, Rule, Shape, aligned, copied, rule, tensors_in
 from nemo.module.ops import POINTWISE
-from nemo.module.program import INPUT, Ref
+from nemo.module.program import Ref
 
 
 @rule(*POINTWISE)
@@ -94,9 +95,9 @@ class Quotient(Pointwise):
         return (first * (1 + others[0]) if others else first).expand(shape)
 
 
-@rule(aten.type_as.default)
+@rule(aten.type_as.default, as_weights)
 class Cast(Pointwise):
-    """type_as(x, images): of the images, only the type is read."""
+    """type_as(x, input): of the input, only the type is read. Or a cast to the weights' type."""
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         x: Tensor = args[0]
@@ -106,4 +107,7 @@ class Cast(Pointwise):
         return {arg(node, 0): copied(kept)}
 
     def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
-        return build.op(node, node.target, build.fetch(arg(node, 0), kept), Ref(INPUT))
+        x = build.fetch(arg(node, 0), kept)
+        if node.target is as_weights:
+            return build.layer(node, "Cast", {}, {"like": torch.zeros(0)}, x, name=node.name)
+        return build.op(node, node.target, x, build.values[arg(node, 1)])
