@@ -19,7 +19,8 @@ IDENTITIES = {
     aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.detach_.default,
 }  # fmt: skip
 CASTS = {
-    aten.to.dtype, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default,
+    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default,
+    aten.type_as.default,
 }  # fmt: skip
 CHECKS = {
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg,
@@ -147,7 +148,7 @@ def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     before, after = arg(node, 0).meta.get("val"), node.meta["val"]
     if before is not None and (before.dtype, before.device) == (after.dtype, after.device):
         return arg(node, 0)  # type: ignore[no-any-return]
-    if node.target is aten.type_as.default:
+    if node.target is not aten.to.dtype:
         return rewriter.call(aten.to.dtype, (arg(node, 0), after.dtype), dims(node))
     return None
 
@@ -155,12 +156,15 @@ def _cast(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def _cast_back(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
     """To the type of the weights, float64 here, which is another one where the module runs."""
     floats = [n for n in inputs if n.meta["val"].is_floating_point()]
+    op = aten.type_as.default if floats else as_weights
     for node in list(graph.nodes):
         if node.target in CASTS and node.meta["val"].dtype == torch.float64:
-            op = aten.type_as.default if floats else as_weights
             new = Rewriter(graph, node).call(op, (arg(node, 0), *floats[:1]), dims(node))
             node.replace_all_uses_with(new)
             graph.erase_node(node)
+        elif node.kwargs.get("dtype") == torch.float64 and node.all_input_nodes:  # zeros_like, ...
+            new = Rewriter(graph, node.next).call(op, (node, *floats[:1]), dims(node))
+            node.replace_all_uses_with(new, lambda user, new=new: user is not new)
 
 
 def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -177,6 +181,29 @@ def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     return rewriter.call(aten.matmul.default, (arg(node, 0), arg(node, 1)), dims(node))
+
+
+def _affine(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """addmm, as a Linear."""
+    bias, x, weight = (arg(node, i) for i in range(3))
+    if len(dims(bias)) != 1 or any(node.kwargs.get(k, 1) != 1 for k in ("alpha", "beta")):
+        return None
+    rows = rewriter.permute(weight, [1, 0])
+    return rewriter.call(aten.linear.default, (x, rows, bias), dims(node))
+
+
+def _counted(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """arange(batch), as a sum of ones that live where the inputs do."""
+    alone = node.target is aten.arange.default
+    first, end = (0, node.args[0]) if alone else node.args[:2]
+    if getattr(end, "target", None) is not aten.sym_size.int or first or arg(node, 2, 1) != 1:
+        return None
+    assert isinstance(end, fx.Node)
+    zeros = rewriter.call(aten.new_zeros.default, (arg(end, 0), [end]), (None,))
+    zeros.kwargs = {"dtype": node.meta["val"].dtype}
+    ones = rewriter.call(aten.add.Scalar, (zeros, 1), (None,))
+    counted = rewriter.call(aten.cumsum.default, (ones, 0), (None,))
+    return rewriter.call(aten.sub.Scalar, (counted, 1), (None,))
 
 
 def _added(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -250,6 +277,10 @@ NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
     aten.addcmul.default: _added,
+    aten.addmm.default: _affine,
+    **dict.fromkeys(
+        [aten.arange.default, aten.arange.start, aten.arange.start_step], _counted
+    ),
     aten.lstm.input: _lstm,
     **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
 }  # fmt: skip

@@ -8,6 +8,7 @@ shape, with None where the batch size enters (alone, or merged with other dimens
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Trace
     returns.args = (nodes[outputs[0].arg.name],)
     _fold_lifted(graph, constants, lifted)
     normalise(graph, entries)
+    _narrow(graph, constants)
     return Traced(graph, takes, entries, constants, paths)
 
 
@@ -151,6 +153,23 @@ def _fold_lifted(graph: fx.Graph, constants: dict[fx.Node, Tensor], lifted: set[
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             lifted.add(new)
+
+
+def _narrow(graph: fx.Graph, constants: dict[fx.Node, Tensor]) -> None:
+    """The least float64, as in torch.finfo(x.dtype).min, becomes the least float32: the module may
+    run in that."""
+    largest = torch.finfo(torch.float32).max
+
+    def fits(value: Any) -> Any:
+        if isinstance(value, float) and largest < abs(value) < math.inf:
+            return math.copysign(largest, value)
+        return value
+
+    for node in graph.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), fits)
+    for node, value in constants.items():
+        if value.dtype == torch.float64 and (value.abs() > largest).any():
+            constants[node] = torch.where(value.isinf(), value, value.clamp(-largest, largest))
 
 
 def evaluate(traced: Traced, inputs: Sequence[Tensor] = ()) -> dict[fx.Node, Any]:

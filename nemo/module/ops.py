@@ -29,7 +29,11 @@ POINTWISE = (
     aten.cos.default, aten.erf.default, aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar,
     aten.lt.Scalar, aten.ge.Scalar, aten.le.Scalar, aten.logical_not.default, aten.sign.default,
     aten.to.dtype, aten._to_copy.default, aten.prelu.default, aten.special_expit.default,
-    aten.dropout.default, aten.feature_dropout.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.__and__.Tensor, aten.__or__.Tensor,
+    aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default,
+    aten.logical_and.default, aten.logical_or.default, aten.eq.Tensor, aten.ne.Tensor,
+    aten.gt.Tensor, aten.lt.Tensor, aten.ge.Tensor, aten.le.Tensor, aten.div.Tensor_mode,
+    aten.masked_fill.Tensor, aten.where.ScalarOther, aten.where.ScalarSelf,
 )  # fmt: skip
 
 # These mix elements along dimensions: those they name, the last two, the last three.
@@ -66,7 +70,8 @@ OTHERS = (
     aten.zeros_like.default,
     # along other dimensions
     aten.var.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default, aten.cumsum.default,
-    aten.argsort.default, aten.topk.default, aten.max.dim, aten.max_pool1d.default,
+    aten.argsort.default, aten.argmax.default, aten.topk.default, aten.max.dim,
+    aten.max_pool1d.default,
     aten.avg_pool1d.default, aten.adaptive_max_pool2d.default, aten.constant_pad_nd.default,
     aten.pad.default,
     # numbers: sizes that depend on the batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,7 +140,8 @@ def test_the_module_computes_what_the_modular_model_does(modular: nemo.Modular) 
 
 
 def test_the_proof_expects_what_the_modular_model_computes(modular: nemo.Modular) -> None:
-    ours = logits_of(modular.under(MASKS).in_double(), (3, 12, 12), [2, 0])
+    takes, masked = modular.takes, modular.under(MASKS).in_double()
+    ours = logits_of(partial(takes.run, masked), takes, [2, 0])
     draw = torch.Generator().manual_seed(20250805)
     images = torch.randn(4, 3, 12, 12, generator=draw, dtype=torch.float64)
     assert error(ours, modular_logits(modular, MASKS, images)[:, [2, 0]]) < 1e-12

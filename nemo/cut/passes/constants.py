@@ -28,6 +28,9 @@ def fold_constants(traced: Traced) -> None:
     for node in traced.calls():
         if node.target in LAYERS and node not in values:
             _fold_parameters(traced, node, values)
+        elif node.target is aten.embedding.default and node in values:  # of places, say
+            path = traced.paths.get(arg(node, 0))
+            node.replace_all_uses_with(traced.constant(f"{node.name}_folded", values[node], path))
     for node in traced.calls():
         if node.target is aten.mul.Tensor and arg(node, 1) in traced.constants:
             _fold_mask(traced, node)

@@ -7,7 +7,7 @@ A file of your own may add one, see `rule`:
         '''Element by element.'''
 """
 
-from nemo.cut.rules import along, attention, linear, moves, norms, pointwise, recurrent  # noqa: F401
+from nemo.cut.rules import along, attention, linear, lookup, moves, norms, pointwise, recurrent  # noqa: F401
 from nemo.cut.rules.along import Along
 from nemo.cut.rules.base import OneInput, Rule, rule, rule_of
 from nemo.cut.rules.pointwise import Pointwise
