@@ -35,7 +35,10 @@ MEASURES = {
 # The sections of params that they read, besides their own.
 READS = {"alternatives": ("architecture", "finetune"), "granularity": ("finetune",)}
 # What a standard training imports and never runs.
-MODULAR_ONLY = tuple(f"nemo.masking.{name}" for name in ("generators", "hooks", "sites", "under"))
+MODULAR_ONLY = tuple(
+    f"nemo.masking.{name}"
+    for name in ("functional", "generators", "hooks", "probe", "sites", "under")
+)
 # Prepared images are a dependency themselves; only how batches are made of them counts besides.
 PREPARING = tuple(
     f"nemo.data.{name}"

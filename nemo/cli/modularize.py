@@ -91,6 +91,7 @@ def modularize(
     """Train your model on your images, and cut and fine-tune the module of some classes."""
     if out is None and not list_layers:
         raise click.UsageError("Missing option '--out'.")
+    from nemo.models.shapes import DeitShape
     from nemo.pipeline.modularize import check_new, make_module, own_params, train_parent, untrained
     from nemo.pipeline.rehearsal import coverage, layer_table, rehearse
 
@@ -103,7 +104,8 @@ def modularize(
         check_new(out)
     data = _prepared(params, work)
     modular = untrained(params, data)
-    report = rehearse(modular, data)
+    distilled = isinstance(params.architecture.of(model), DeitShape)
+    report = rehearse(modular, data, distilled)
     click.echo("\n".join(coverage(modular, report)))
     if list_layers:
         click.echo("\n".join(layer_table(modular.layers)))

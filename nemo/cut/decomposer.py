@@ -19,7 +19,9 @@ from nemo.cut.passes.compact import drop_streams
 from nemo.cut.passes.constants import fold_constants
 from nemo.cut.passes.dead_norms import merge_dead
 from nemo.cut.passes.heads import order_heads
+from nemo.cut.passes.names import name_functions
 from nemo.cut.passes.split import split_projections
+from nemo.cut.passes.straighten import straighten
 from nemo.cut.plan import blocked, plan
 from nemo.cut.rewrite import rewrite
 from nemo.cut.rules import rule_of
@@ -72,7 +74,7 @@ def decompose(
     classes = getattr(masks, "classes", None) if classes is None else classes
     model, reference = bare(model), next(model.parameters())
     takes = takes_of(model, example, output)
-    masked = under(model, masks, takes.batch(moved(takes.draw(2, 0), reference)))
+    masked = under(model, masks, takes)
     sites, masks = masked.found, _checked(masks, masked.found)
     noise, double = takes.draw(2, 1), masked.in_double()
     with double.acting():
@@ -80,13 +82,15 @@ def decompose(
     chosen = _check_classes(classes, traced)
     expected, loss = logits_of(partial(takes.run, double), takes, chosen), {}
     del double
+    names = {(site.module, site.start): site.layer for site in sites}
+    name_functions(traced, names)
     fold_constants(traced)
     if mode == "compact":
         exact, dropped = expected, drop_streams(traced, _whole(masks, sites))
         expected = logits_of(lambda x: evaluate(traced, x)[traced.output], takes, chosen)
         loss = {"dropped": dropped, "deviation": float((expected - exact).abs().max())}
-    names = {(site.module, site.start): site.layer for site in sites}
     sample = [x[:1] for x in noise]
+    straighten(traced, sample)
     split_projections(traced, sample, names)
     gc.collect()  # of cycles from torch.export; they hold what the graph no longer uses
     build = _reduce(traced, sample, chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -221,6 +222,16 @@ def _broadcast(one: Dims, other: Dims) -> Dims:
     return tuple(b if a == 1 else a for a, b in pairs)
 
 
+def _filled(value: float, rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """new_zeros, ones_like, ...: of another tensor only the type is read; this is a constant."""
+    if None in dims(node):
+        return None
+    new = rewriter.call(aten.full.default, (list(dims(node)), value), dims(node))
+    like = node.meta["val"]
+    new.kwargs = {"dtype": like.dtype, "device": like.device}
+    return new
+
+
 def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
     """An LSTM of which only the outputs are read, not its last state."""
     if any(arg(user, 1) != 0 and user.users for user in node.users) or not isinstance(
@@ -281,6 +292,8 @@ NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys(
         [aten.arange.default, aten.arange.start, aten.arange.start_step], _counted
     ),
+    **dict.fromkeys([aten.new_zeros.default, aten.zeros_like.default], partial(_filled, 0)),
+    **dict.fromkeys([aten.new_ones.default, aten.ones_like.default], partial(_filled, 1)),
     aten.lstm.input: _lstm,
     **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
 }  # fmt: skip

@@ -10,13 +10,14 @@ Shapes: B images, N_l neurons of layer l.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from nemo.masking.hooks import acting
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
@@ -43,14 +44,17 @@ class MaskGenerator(nn.Module):
         return torch.tanh(self.excite(torch.relu(self.squeeze(pooled)))).relu()
 
     @classmethod
-    def for_layer(cls, module: nn.Module, neurons: int) -> MaskGenerator:
+    def for_layer(cls, module: nn.Module, neurons: int, part: str | None = None) -> MaskGenerator:
         """The paper's sizes: hidden width N_l, or N_l // 2 from 128 (conv) or 3073 (Linear) on."""
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, _ConvNd):
             hidden = neurons if neurons < 128 else neurons // 2
             return cls(module.in_channels, neurons, hidden, first_bias=False)
-        assert isinstance(module, nn.Linear)
         hidden = neurons if neurons < 3073 else neurons // 2
-        return cls(module.in_features, neurons, hidden, first_bias=True)
+        if part is not None and isinstance(module, nn.MultiheadAttention):
+            width = {"q": module.embed_dim, "k": module.kdim, "v": module.vdim}[part]
+        else:
+            width = module.get_parameter(part or "weight").shape[1]
+        return cls(width, neurons, hidden, first_bias=True)
 
 
 class Modular(nn.Module):
@@ -84,11 +88,12 @@ class Modular(nn.Module):
         if not self.sites:
             reasons = "; ".join(f"{layer}: {why}" for layer, why in self.skipped.items())
             raise ValueError(f"the model has no layer to mask ({reasons or 'no Conv2d or Linear'})")
+        self._keys = _keys(self.sites)
         reference = next(model.parameters())
         self.generators = nn.ModuleDict(
             {
-                _key(site): MaskGenerator.for_layer(
-                    model.get_submodule(site.module), site.neurons
+                self._keys[site.layer]: MaskGenerator.for_layer(
+                    model.get_submodule(site.module), site.neurons, site.part
                 ).to(reference.device, reference.dtype)
                 for site in self.sites
             }
@@ -104,7 +109,8 @@ class Modular(nn.Module):
 
         It is called as the model is; the logits are the output that `modularize` was told.
         """
-        with self._attached() as masks:
+        count = len(next(iter((*args, *kwargs.values()))))
+        with self._attached(count) as masks:
             logits = pick(self.model(*args, **kwargs), self.takes.output)
         return logits, {site.layer: masks[site.layer] for site in self.sites}
 
@@ -125,40 +131,44 @@ class Modular(nn.Module):
         return Under(self.model, self.found, masks)
 
     @contextmanager
-    def _attached(self) -> Iterator[Masks]:
-        """Hooks for one forward pass only, so that the model stays an ordinary one outside it."""
+    def _attached(self, count: int) -> Iterator[Masks]:
+        """Hooks for one forward pass of `count` samples only, so that the model stays an ordinary
+        one outside it."""
         masks: Masks = {}
         free = {n for n in self.overwritable if not self.model.get_submodule(n)._forward_hooks}
-        by_module: dict[str, list[Site]] = {}
-        for site in self.sites:
-            by_module.setdefault(site.module, []).append(site)
-        handles = [
-            self.model.get_submodule(name).register_forward_pre_hook(
-                partial(self._generate, sites, masks)
-            )
-            for name, sites in by_module.items()
-        ]
 
         def scale(output: Tensor, mask: Tensor, name: str) -> Tensor:
+            if len(mask) != len(output):
+                return output * mask
             return cast(Tensor, _Scale.apply(output, mask, name in free))
 
-        try:
-            with acting(self.model, self.sites, masks, scale):
-                yield masks
-        finally:
-            for handle in handles:
-                handle.remove()
+        generate = partial(self._generate, masks, count)
+        with acting(self.model, self.sites, masks, scale, generate):
+            yield masks
 
-    def _generate(
-        self, sites: list[Site], masks: Masks, module: nn.Module, args: tuple[Tensor, ...]
-    ) -> tuple[Tensor, ...]:
+    def _generate(self, masks: Masks, count: int, sites: Sequence[Site], x: Tensor) -> Tensor:
+        """Masks from the input of a layer, which is returned; its gradient takes up theirs."""
+        site, module = sites[0], self.model.get_submodule(sites[0].module)
         # a plain layer's gradient is its own, unless a hook was given it
         hooked = module._backward_hooks or module._backward_pre_hooks
-        in_place = type(module) in PLAIN and not hooked
-        x, pooled = _Pool.apply(args[0], isinstance(module, nn.Conv2d), in_place)
+        in_place = site.part is None and type(module) in PLAIN and not hooked
+        channels = 1 if isinstance(module, _ConvNd) else x.ndim - 1
+        over = tuple(d for d in range(x.ndim) if d not in (site.batch, channels))
+        assert site.batch is not None
+        rows = x.shape[site.batch]
+        if rows % count or (rows != count and not site.fold):
+            raise RuntimeError(
+                f"{site.layer}: its input holds {rows} rows for {count} samples, unlike that of "
+                "the example of modularize: give it one of this size"
+            )
+        x, pooled = _Pool.apply(x, over, in_place)
+        if site.fold == "outer":
+            pooled = pooled.view(count, rows // count, -1).mean(1)
+        elif site.fold == "inner":
+            pooled = pooled.view(rows // count, count, -1).mean(0)
         for site in sites:
-            masks[site.layer] = self.generators[_key(site)](pooled)
-        return (x, *args[1:])
+            masks[site.layer] = self.generators[self._keys[site.layer]](pooled)
+        return x
 
 
 def modularize(
@@ -186,7 +196,7 @@ def modularize(
     model = bare(model)
     takes = takes_of(model, example, output)
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
-    sites = find_sites(model, batch)
+    sites = find_sites(model, takes)
     masked = [site for site in sites if site.skip is None]
     return Modular(model, sites, overwritable(model, masked, batch), takes)
 
@@ -209,29 +219,37 @@ def under(model: nn.Module, masks: Mapping[str, Tensor], example: Any = None) ->
     Args:
         model: a `Modular`, or any model that `modularize` takes.
         masks: as for `Modular.under`.
-        example: a batch for a plain model, as for `modularize`.
+        example: a batch for a plain model, as for `modularize`, or the `Signature` seen from it.
     """
     if isinstance(model, Modular):
         return model.under(masks)
     return Under(model, find_sites(model, example), masks)
 
 
-def _key(site: Site) -> str:
-    return site.layer.replace(".", "_")  # ModuleDict keys may not hold dots
+def _keys(sites: Sequence[Site]) -> dict[str, str]:
+    """{layer: key of its generator}: a ModuleDict takes no dots, nor the names of what it has."""
+    keys: dict[str, str] = {}
+    for site in sites:
+        key = site.layer.replace(".", "_")
+        while key in keys.values() or hasattr(nn.ModuleDict(), key):
+            key += "_"
+        keys[site.layer] = key
+    return keys
 
 
 class _Pool(torch.autograd.Function):
-    """x itself, for the layer, and its mean over space (B, C, H, W) or tokens (B, ..., C), (B, C).
+    """x itself, for the layer, and its mean over all but samples and channels, (B, C).
 
     The layer alone reads this x. So its gradient can take up that of the mean `in_place`, where
     autograd would write out a third gradient of the size of x.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, is_conv: bool, in_place: bool) -> tuple[Tensor, Tensor]:
-        ctx.in_place = in_place
-        ctx.over = tuple(range(2, x.ndim) if is_conv else range(1, x.ndim - 1))
-        return x, x.mean(ctx.over) if ctx.over else x.clone()
+    def forward(
+        ctx: Any, x: Tensor, over: tuple[int, ...], in_place: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.in_place, ctx.over = in_place, over
+        return x, x.mean(over) if over else x.clone()
 
     @staticmethod
     def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None]:

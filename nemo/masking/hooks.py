@@ -7,21 +7,29 @@ layers: it is masked where it reads the output of the masked layer, and there on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from nemo.masking.functional import FunctionalLinears, Part
 from nemo.masking.sites import Site
 
 Scale = Callable[[Tensor, Tensor, str], Tensor]
+Reading = Callable[[Sequence[Site], Tensor], Tensor]
+Act = Callable[[Sequence[Site], Tensor], Tensor]
 Unread = list[tuple[Tensor, Sequence[Site]]]
 
 
 @contextmanager
 def acting(
-    model: nn.Module, sites: Sequence[Site], masks: Mapping[str, Tensor], scale: Scale
+    model: nn.Module,
+    sites: Sequence[Site],
+    masks: Mapping[str, Tensor],
+    scale: Scale,
+    reading: Reading | None = None,
 ) -> Iterator[None]:
     """In this context, masks act on each forward pass of `model`.
 
@@ -29,38 +37,34 @@ def acting(
         masks: {layer: (B or 1, N_l)} of all sites, read once the layer has run.
         scale: the product of an output and its mask, which broadcasts to it; it is also told the
             name of the module whose output it is.
+        reading: is shown the input of a layer, with its sites, and gives the one to use.
 
     Raises:
         RuntimeError: a BatchNorm did not read what its layer put out, so that no mask acted.
     """
-    groups: dict[str, list[Site]] = {}
+    groups: dict[tuple[str, str | None], list[Site]] = {}
     for site in sites:
-        groups.setdefault(site.module, []).append(site)
+        groups.setdefault((site.module, site.part), []).append(site)
     unread: Unread = []  # outputs of layers, until their BatchNorm runs
 
     def act(group: Sequence[Site], output: Tensor) -> Tensor:
-        norm, name = group[0].norm, group[0].module
-        last = norm is None and isinstance(model.get_submodule(name), nn.Linear)
-        mask = _beside([masks[site.layer] for site in group], output.ndim, -1 if last else 1)
-        return scale(output, mask, norm or name)
+        site = group[0]
+        channels = 1 if isinstance(model.get_submodule(site.module), _ConvNd) else output.ndim - 1
+        mask = _beside([masks[site.layer] for site in group], site, output, channels)
+        return scale(output, mask, site.norm or site.module)
 
-    handles = []
-    for name, group in groups.items():
-
-        def ran(module: nn.Module, args: Any, output: Tensor, group: Any = group) -> Tensor | None:
-            if group[0].norm is None:
-                return act(group, output)
-            unread.append((output, group))
-            return None
-
-        handles.append(model.get_submodule(name).register_forward_hook(ran))
-    for norm in {site.norm for site in sites if site.norm is not None}:
-        handles += _on_norm(model.get_submodule(norm), act, unread)
-    try:
+    with ExitStack() as stack:
+        functional = {(name, part): group for (name, part), group in groups.items() if part}
+        for (name, part), group in groups.items():
+            if part is None:
+                for handle in _on_layer(model.get_submodule(name), group, act, reading, unread):
+                    stack.callback(handle.remove)
+        for norm in {site.norm for site in sites if site.norm is not None}:
+            for handle in _on_norm(model.get_submodule(norm), act, unread):
+                stack.callback(handle.remove)
+        if functional:
+            stack.enter_context(_on_functions(model, functional, act, reading))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     if unread:
         missed = unread[0][1][0]
         raise RuntimeError(
@@ -68,9 +72,37 @@ def acting(
         )
 
 
-def _on_norm(
-    norm: nn.Module, act: Callable[[Sequence[Site], Tensor], Tensor], unread: Unread
+def _on_layer(
+    layer: nn.Module, group: Sequence[Site], act: Act, reading: Reading | None, unread: Unread
 ) -> list[Any]:
+    def enter(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert reading is not None
+        return reading(group, args[0]), *args[1:]
+
+    def leave(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if group[0].norm is None:
+            return act(group, output)
+        unread.append((output, group))
+        return None
+
+    handles = [] if reading is None else [layer.register_forward_pre_hook(enter)]
+    return [*handles, layer.register_forward_hook(leave)]
+
+
+def _on_functions(
+    model: nn.Module, groups: Mapping[Part, Sequence[Site]], act: Act, reading: Reading | None
+) -> FunctionalLinears:
+    def around(part: Part, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        group = groups.get(part)
+        if group is None:
+            return compute(x)
+        return act(group, compute(x if reading is None else reading(group, x)))
+
+    owners = dict.fromkeys(name for name, _ in groups)
+    return FunctionalLinears([(name, model.get_submodule(name)) for name in owners], around)
+
+
+def _on_norm(norm: nn.Module, act: Act, unread: Unread) -> list[Any]:
     reading: list[Sequence[Site]] = []  # the sites whose output the norm is reading
 
     def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -97,9 +129,14 @@ def _same(x: Tensor, output: Tensor) -> bool:
     return x._base is (output if output._base is None else output._base) and x.shape == output.shape
 
 
-def _beside(masks: Sequence[Tensor], rank: int, channels: int) -> Tensor:
-    """Masks (B, N) of parts of one output, side by side, shaped to broadcast to it."""
+def _beside(masks: Sequence[Tensor], site: Site, output: Tensor, channels: int) -> Tensor:
+    """Masks (B or 1, N) of parts of one output, side by side, shaped to broadcast to it."""
     mask = masks[0] if len(masks) == 1 else torch.cat(list(masks), 1)
-    shape = [mask.shape[0], *[1] * (rank - 1)]
-    shape[channels] = mask.shape[1]
+    batch = site.batch or 0  # where it is not known, one row is for all samples
+    if site.fold and len(mask) > 1:  # each sample's row for all of its windows
+        times = output.shape[batch] // len(mask)
+        outer = site.fold == "outer"
+        mask = mask.repeat_interleave(times, 0) if outer else mask.repeat(times, 1)
+    shape = [1] * output.ndim
+    shape[batch], shape[channels] = mask.shape
     return mask.view(shape)

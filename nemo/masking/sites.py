@@ -1,14 +1,16 @@
 """Where a model can be masked: its convolutions and Linears, in the order they run (ours).
 
-One forward pass with hooks answers what names alone cannot: which layers run, in what order, which
-BatchNorm reads which convolution, and which Linears work on tokens. The paper (section 4.1) never
-masks the first convolution, the patch embedding, the first Transformer block or the fully connected
-head; those stay in the list with the reason in `skip`, so that nothing is left out silently.
+Running the model answers what names alone cannot: which layers run, in what order, which
+BatchNorm reads which convolution, which Linears work on tokens, which dimension of a layer's input
+holds the samples, and which layer puts out the logits. The paper (section 4.1) never masks the
+first convolution, the patch embedding, the first Transformer block or the fully connected head;
+those stay in the list with the reason in `skip`, so that nothing is left out silently.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,36 +20,43 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nemo.masking.probe import LAYERS, Call, classifiers, layout, probe
+from nemo.signature import Signature, signature
 from nemo.signature import call as called_with
 
-MASKABLE = (nn.Conv2d, nn.Linear)
-PLAIN = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # whose backward pass does not read their output
+PLAIN = (  # whose backward pass does not read their output
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+)  # fmt: skip
 HEAD = "fully connected: reads one vector per image"
+CLASSIFIER = "classifier: its outputs are the logits"
 UNCALLED = "not called as a module in forward"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One maskable layer: rows `start:stop` of the output of `module`."""
+    """One maskable layer: rows `start:stop` of the output of `module`.
+
+    Attributes:
+        norm: the BatchNorm that alone reads the output: the mask acts on its output.
+        part: the parameter, or q, k or v, of a layer that is called as a function.
+        batch, fold: the dimension that holds the samples, see `nemo.masking.probe.layout`; None if
+            it is not known.
+    """
 
     layer: str
     module: str
-    norm: str | None  # the BatchNorm that alone reads the convolution: the mask acts on its output
+    norm: str | None
     start: int
     stop: int
     skip: str | None = None
+    part: str | None = None
+    batch: int | None = None
+    fold: str = ""
 
     @property
     def neurons(self) -> int:
         return self.stop - self.start
-
-
-@dataclass
-class _Call:
-    name: str
-    module: nn.Module
-    input_ndim: int
-    output: Tensor
 
 
 def example_input(model: nn.Module) -> Tensor:
@@ -69,29 +78,46 @@ def example_input(model: nn.Module) -> Tensor:
 
 
 def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
-    """Every Conv2d and Linear of `model`, in call order, each masked or with a `skip` reason.
+    """Every convolution and Linear of `model`, in call order, each masked or with a `skip` reason.
 
-    A fused attention projection (a Linear called `qkv`) is three sites: q, k and v.
+    A fused attention projection (a Linear called `qkv`, or that of nn.MultiheadAttention) is three
+    sites: q, k and v.
+
+    Args:
+        example: a batch, or the `Signature` seen from one; by default images.
     """
-    calls, norm_of = _trace(model, example_input(model) if example is None else example)
-    counts = Counter(call.name for call in calls)
-    first_conv = next((c.name for c in calls if isinstance(c.module, nn.Conv2d)), None)
-    first_block = _first_token_block(calls)
-    sites: list[Site] = []
-    for call in {c.name: c for c in calls}.values():
-        skip = _skip_reason(call, counts[call.name], first_conv, first_block)
-        sites += _sites_of(call, norm_of.get(call.name), skip)
-    called = set(counts)
+    if not isinstance(example, Signature):
+        example = signature(model, example_input(model) if example is None else example)
+    calls, logits = probe(model, example)
+    heads = classifiers(model, example, logits.shape[1:])
+    counts = Counter((call.name, call.part) for call in calls)
+    whole = {call.name for call in calls if call.part is None}
+    calls = [call for call in calls if call.part is None or call.name not in whole]
+    if not heads:  # something follows it that mixes the logits
+        heads = {(c.name, c.part) for c in calls[-1:] if c.width in logits.shape[1:]}
+    layouts = [layout(call) for call in calls]
+    reason = _Reasons(calls, layouts)
+    sites: dict[tuple[str, str | None], list[Site]] = {}
+    known: dict[tuple[str, str | None], tuple[int, str] | str] = {}
+    for call, where in zip(calls, layouts, strict=True):
+        key = (call.name, call.part)
+        if known.setdefault(key, where) != where:
+            where = "its calls differ in where the samples are"
+        skip = "called more than once in forward" if counts[key] > 1 else None
+        skip = skip or (CLASSIFIER if key in heads else reason.of(call, where))
+        sites[key] = _sites_of(call, where, skip)
+    found = [site for parts in sites.values() for site in parts]
+    called = {site.module for site in found}
     for name, module in model.named_modules():
-        if isinstance(module, MASKABLE) and name not in called:
-            width = module.weight.shape[0]
-            sites.append(Site(name, name, None, 0, width, UNCALLED))
-    return sites
+        if isinstance(module, LAYERS) and name not in called:
+            found.append(Site(name, name, None, 0, _width(module), UNCALLED))
+    return found
 
 
 def head_names(model: nn.Module, num_classes: int) -> list[str]:
     """The classifier's last layers: one, or two in a distilled model."""
-    return [s.module for s in find_sites(model) if s.skip == HEAD and s.neurons == num_classes]
+    sites = find_sites(model)
+    return [s.module for s in sites if s.skip == CLASSIFIER and s.neurons == num_classes]
 
 
 def overwritable(model: nn.Module, sites: Sequence[Site], example: Any) -> set[str]:
@@ -113,73 +139,64 @@ def overwritable(model: nn.Module, sites: Sequence[Site], example: Any) -> set[s
     return {name for name, (output, version) in outputs.items() if output._version == version}
 
 
-def _trace(model: nn.Module, example: Any) -> tuple[list[_Call], dict[str, str]]:
-    """Run once and record the maskable calls, and for each convolution the BatchNorm reading it."""
-    calls: list[_Call] = []
-    readers: dict[int, list[str]] = {}  # id of a tensor -> BatchNorms that read it
-    alive: list[Tensor] = []  # an id is a tensor's own for only as long as the tensor lives
+class _Reasons:
+    """Why a layer that is called once, and is no classifier, is not masked; None if it is."""
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if isinstance(module, nn.BatchNorm2d):
-                alive.append(args[0])
-                readers.setdefault(id(args[0]), []).append(name)
-            else:
-                calls.append(_Call(name, module, args[0].ndim, output))
+    def __init__(self, calls: list[Call], layouts: list[tuple[int, str] | str]) -> None:
+        self.first = calls[0] if calls else None
+        self.first_conv = next((c.name for c in calls if c.is_conv), None)
+        linears = [(c, w) for c, w in zip(calls, layouts, strict=True) if not c.is_conv]
+        tokens = any(c.dims > 2 or w[1] in ("outer", "inner") for c, w in linears)
+        self.is_mlp = self.first_conv is None and not tokens
+        self.block = _first_token_block(calls)
 
-        return hook
-
-    traced = (*MASKABLE, nn.BatchNorm2d)
-    handles = [
-        module.register_forward_hook(record(name))
-        for name, module in model.named_modules()
-        if isinstance(module, traced)
-    ]
-    training = model.training
-    try:
-        model.eval()
-        with torch.no_grad():
-            called_with(model, example)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    reading = {call.name: readers.get(id(call.output), []) for call in calls}
-    return calls, {name: norms[0] for name, norms in reading.items() if len(norms) == 1}
+    def of(self, call: Call, where: tuple[int, str] | str) -> str | None:
+        if call.name == self.first_conv:
+            return "first convolution or patch embedding"
+        if self.is_mlp and call is self.first:
+            return "first layer"
+        if not call.is_conv and call.dims == 2 and where == (0, "") and not self.is_mlp:
+            return HEAD
+        if self.block is not None and not call.is_conv and call.name.startswith(self.block):
+            return "first Transformer block"
+        return where if isinstance(where, str) else None
 
 
-def _first_token_block(calls: list[_Call]) -> str | None:
+def _first_token_block(calls: list[Call]) -> str | None:
     """The first numbered container (such as `blocks.0`) that holds a Linear working on tokens."""
     for call in calls:
-        if isinstance(call.module, nn.Linear) and call.input_ndim == 3:
+        if not call.is_conv and call.dims == 3:
             parts = call.name.split(".")
-            numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
-            if numbers:
-                return ".".join(parts[: numbers[-1] + 1]) + "."
+            for number in (r"\d+", r".*_\d+"):
+                found = [i for i, part in enumerate(parts[:-1]) if re.fullmatch(number, part)]
+                if found:
+                    return ".".join(parts[: found[-1] + 1]) + "."
     return None
 
 
-def _skip_reason(call: _Call, count: int, first_conv: str | None, block: str | None) -> str | None:
-    if count > 1:
-        return "called more than once in forward"
-    if call.name == first_conv:
-        return "first convolution or patch embedding"
-    if isinstance(call.module, nn.Linear):
-        if call.input_ndim == 2:
-            return HEAD
-        if block is not None and call.name.startswith(block):
-            return "first Transformer block"
-    return None
-
-
-def _sites_of(call: _Call, norm: str | None, skip: str | None) -> list[Site]:
-    assert isinstance(call.module, MASKABLE)
-    width = call.module.weight.shape[0]
+def _sites_of(call: Call, where: tuple[int, str] | str, skip: str | None) -> list[Site]:
+    batch, fold = (None, "") if isinstance(where, str) else where
+    reads_all = call.part is None and (call.is_conv or call.dims == 2)
+    norm = call.norms[0] if reads_all and len(call.norms) == 1 else None
     prefix, _, leaf = call.name.rpartition(".")
-    if leaf != "qkv" or width % 3 or isinstance(call.module, nn.Conv2d):
-        return [Site(call.name, call.name, norm, 0, width, skip)]
+    width = call.width
+
+    def site(layer: str, norm: str | None, start: int, stop: int) -> Site:
+        layer = layer.lstrip(".")
+        return Site(layer, call.name, norm, start, stop, skip, call.part, batch, fold)
+
+    if call.part in ("q", "k", "v"):
+        start = "qkv".index(call.part) * width
+        return [site(f"{call.name}.{call.part}", None, start, start + width)]
+    if call.part not in (None, "weight"):
+        return [site(f"{call.name}.{call.part}", norm, 0, width)]
+    if leaf != "qkv" or width % 3 or call.is_conv:
+        return [site(call.name, norm, 0, width)]
     third = width // 3
-    return [
-        Site(f"{prefix}.{part}".lstrip("."), call.name, None, i * third, (i + 1) * third, skip)
-        for i, part in enumerate("qkv")
-    ]
+    return [site(f"{prefix}.{p}", None, i * third, (i + 1) * third) for i, p in enumerate("qkv")]
+
+
+def _width(module: nn.Module) -> int:
+    width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    assert isinstance(width, int)
+    return width

@@ -39,7 +39,8 @@ class Under(nn.Module):
         rows = max((len(mask) for mask in given.values() if mask.ndim > 1), default=1)
         for i, site in enumerate(self.sites):  # of a fused layer all parts, masked or not
             mask = given.get(site.layer, torch.ones(site.neurons)).to(like)
-            self.register_buffer(f"mask_{i}", mask.expand(rows, -1))
+            own = 1 if site.batch is None else rows
+            self.register_buffer(f"mask_{i}", mask.expand(own, -1))
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -84,6 +85,11 @@ def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
         if mask.ndim not in (1, 2) or mask.shape[-1] != width:
             wanted = f"(B, {width}) or ({width},)"
             raise ValueError(f"masks[{name!r}] must have shape {wanted}, got {tuple(mask.shape)}")
+        if mask.ndim == 2 and site.batch is None:
+            raise ValueError(
+                f"masks[{name!r}]: which rows of this layer are a sample's is not known; "
+                f"accepted: one mask ({width},) for all samples"
+            )
         parts = [site] if name in layers else [s for s in sites if s.module == name]
         for part in parts:
             start = part.start if name not in layers else 0

@@ -29,6 +29,7 @@ LARGEST_NUMBER = 2**31
 STEP = {"name", "target", "layer", "args", "kwargs"}
 CONFIG: dict[str, tuple[type, ...]] = {
     "stride": (list,), "padding": (list, str), "dilation": (list,), "groups": (int,),
+    "output_padding": (list,),
     "eps": (float,), "momentum": (float, type(None)), "shape": (list,), "channels": (int,),
     "p": (float,), "padding_idx": (int, type(None)),
     "dim": (int,), "repeats": (int,), "trainable": (bool,),

@@ -128,18 +128,20 @@ class AddInto(nn.Module):
         return wide.movedim(dim, self.dim)
 
 
-def _conv(rank: int) -> Callable[[Config, Tensors], nn.Module]:
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+CONVOLUTIONS = tuple(f"Conv{kind}{rank}d" for kind in ("", "Transpose") for rank in (1, 2, 3))
+
+
+def _conv(name: str) -> Callable[[Config, Tensors], nn.Module]:
+    kind = getattr(nn, name)
 
     def make(config: Config, tensors: Tensors) -> nn.Module:
-        weight = tensors["weight"]
-        size: Any = tuple(weight.shape[2:])
-        channels = weight.shape[1] * config["groups"]
-        return kind(
-            channels, weight.shape[0], size, stride=config["stride"],
-            padding=config["padding"], dilation=config["dilation"], groups=config["groups"],
-            bias="bias" in tensors, device="meta",
-        )  # fmt: skip
+        weight, groups = tensors["weight"], config["groups"]
+        wide, narrow = weight.shape[0], weight.shape[1] * groups
+        channels = (wide, narrow) if "Transpose" in name else (narrow, wide)
+        made: nn.Module = kind(
+            *channels, tuple(weight.shape[2:]), **config, bias="bias" in tensors, device="meta"
+        )
+        return made
 
     return make
 
@@ -177,9 +179,7 @@ def _group_norm(config: Config, tensors: Tensors) -> nn.Module:
 
 
 BUILDERS: dict[str, Callable[[Config, Tensors], nn.Module]] = {
-    "Conv1d": _conv(1),
-    "Conv2d": _conv(2),
-    "Conv3d": _conv(3),
+    **{name: _conv(name) for name in CONVOLUTIONS},
     "Linear": _linear,
     "Embedding": _embedding,
     "BatchNorm1d": _batch_norm(1),

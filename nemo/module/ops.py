@@ -55,7 +55,8 @@ OTHERS = (
     aten.mul.Tensor, aten.div.Tensor, aten.type_as.default,
     # layers, norms, products
     aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv3d.default,
-    aten.conv2d.padding, aten.conv_transpose2d.input, aten.lstm.input, aten.batch_norm.default,
+    aten.conv2d.padding, aten.conv_transpose1d.default, aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input, aten.lstm.input, aten.batch_norm.default,
     aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default, aten.matmul.default,
     aten.scaled_dot_product_attention.default, aten.einsum.default, aten.baddbmm.default,
     aten.addmm.default, aten.addcmul.default,
@@ -71,8 +72,8 @@ OTHERS = (
     # along other dimensions
     aten.var.dim, aten.sum.dim_IntList, aten.linalg_vector_norm.default, aten.cumsum.default,
     aten.argsort.default, aten.argmax.default, aten.topk.default, aten.max.dim,
-    aten.max_pool1d.default,
-    aten.avg_pool1d.default, aten.adaptive_max_pool2d.default, aten.constant_pad_nd.default,
+    aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_max_pool2d.default, aten.constant_pad_nd.default,
     aten.pad.default,
     # numbers: sizes that depend on the batch
     operator.getitem, aten.sym_size.int, operator.mul, operator.add, operator.sub,

@@ -1,8 +1,8 @@
 """What can be cut out of a model, seen before it is trained (ours).
 
-A rehearsal cuts every masked layer of an untrained copy at random. So an architecture that cannot
-be traced, or an op that cannot be saved, costs seconds and not a training, and the ops at which
-neurons must stay are known beforehand.
+A rehearsal takes one step of training with a copy, and cuts every masked layer of another one at
+random. So an architecture that cannot be trained or traced, or an op that cannot be saved, costs
+seconds and not a training, and the ops at which neurons must stay are known beforehand.
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nemo.calibration import recalibrate_bn
 from nemo.cut import decompose
 from nemo.data import Batches, Prepared
 from nemo.masking.generators import Modular
+from nemo.masking.losses import contrastive_loss
 from nemo.module.codec import encode
+from nemo.training.tasks import Distillation, cross_entropy
 
 KEPT = 0.5  # of the neurons, by the rehearsal's masks
 IMAGES = 8
 
 
-def rehearse(modular: Modular, data: Prepared) -> dict[str, Any]:
+def rehearse(modular: Modular, data: Prepared, distilled: bool = False) -> dict[str, Any]:
     """The report of a module cut at random out of a copy of `modular`, which stays as it is.
 
-    A few images of `data` give the copy's BatchNorms their statistics.
+    A few images of `data` are those of the step, and give the BatchNorms their statistics.
+
+    Args:
+        distilled: the model gives two logits in train mode, one of them for a teacher.
 
     Raises:
-        ValueError: the model cannot be traced or cut, or its module could not be saved.
+        ValueError: the model cannot be trained, traced or cut, or its module could not be saved.
     """
     random = torch.Generator().manual_seed(0)
     batch = next(iter(Batches(data.splits["train"], data.mean, data.std, IMAGES)))
+    _train_step(modular, *batch, len(data.classes), distilled)
     model = copy.deepcopy(modular.model).cpu().eval()
     _enliven(model, random)
     recalibrate_bn(model, [batch])
@@ -46,6 +52,28 @@ def rehearse(modular: Modular, data: Prepared) -> dict[str, Any]:
         raise ValueError(f"the model cannot be cut: {' '.join(str(error).split())}") from error
     encode(module)
     return module.report
+
+
+def _train_step(
+    modular: Modular, images: Tensor, labels: Tensor, classes: int, distilled: bool
+) -> None:
+    """One step forward and backward, as the training will take it."""
+    twin = copy.deepcopy(modular).cpu().train()
+    task = Distillation(copy.deepcopy(twin.model)) if distilled else cross_entropy
+    wrong = "the model cannot be trained: "
+    with torch.random.fork_rng():
+        try:
+            output, masks = twin(images)
+            shape = getattr(output, "shape", None)
+            if not distilled and shape != (len(images), classes):
+                got = type(output).__name__ if shape is None else tuple(shape)
+                raise ValueError(f"in train mode it returns {got}, not (B, {classes}) logits")
+            loss = task(output, images, labels) + contrastive_loss(masks, labels, tau=0.2)
+            loss.backward()
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ValueError(wrong + " ".join(str(error).split())) from error
+    if not bool(loss.isfinite()):
+        raise ValueError(f"{wrong}the loss of its first step is {float(loss)}")
 
 
 def _enliven(model: nn.Module, random: torch.Generator) -> None:

@@ -86,7 +86,7 @@ def test_the_mask_acts_after_batchnorm_and_leaves_the_skip_path_alone():
     torch.testing.assert_close(logits, expected)
     assert modular.skipped == {
         "stem": "first convolution or patch embedding",
-        "fc": "fully connected: reads one vector per image",
+        "fc": "classifier: its outputs are the logits",
         "spare": "not called as a module in forward",
     }
 
@@ -99,7 +99,7 @@ def test_a_fused_projection_is_masked_as_q_k_and_v():
     seen = {}
     images = torch.randn(2, 3, 16, 16)
     # the second hook runs after the mask's, which is registered for the time of the call only
-    with modular._attached() as masks:
+    with modular._attached(2) as masks:
         model.blocks[1].attn.qkv.register_forward_hook(lambda m, a, y: seen.update(y=y))
         model(images)
     parts = [masks[f"blocks.1.attn.{p}"] for p in "qkv"]
@@ -234,7 +234,7 @@ def test_timm_batchnorm_with_its_own_activation_is_masked_before_it():
     site = next(s for s in modular.sites if s.norm is not None)
     norm = model.get_submodule(site.norm)
     seen = {}
-    with modular._attached() as masks:
+    with modular._attached(2) as masks:
         norm.register_forward_hook(lambda m, a, y: seen.update(x=a[0], y=y))
         model(torch.randn(2, 3, 32, 32))
     plain = F.batch_norm(

@@ -21,11 +21,12 @@ class Twice(nn.Module):
         self.two_readers = nn.Conv2d(4, 4, 1)
         self.bn = nn.BatchNorm2d(4)
         self.other = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
 
     def forward(self, x):
         x = self.shared(self.shared(self.stem(x)))
         y = self.two_readers(x)
-        return (self.bn(y) + self.other(y)).mean((2, 3))
+        return self.head((self.bn(y) + self.other(y)).mean((2, 3)))
 
 
 def test_shared_layers_are_skipped_and_two_readers_mean_no_norm():
@@ -49,7 +50,7 @@ def test_every_convolution_of_a_resnet_has_its_norm():
     convs = [site for site in sites.values() if site.layer != "fc"]
     assert all(site.norm is not None for site in convs)
     assert sum(site.skip is None for site in convs) == len(convs) - 1
-    assert sites["fc"].skip == "fully connected: reads one vector per image"
+    assert sites["fc"].skip == "classifier: its outputs are the logits"
 
 
 def test_a_norm_that_reads_a_concatenation_is_no_convolutions_norm():

@@ -57,7 +57,7 @@ def test_an_image_folder_becomes_a_fine_tuned_module(made):
     assert module(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
     assert "pets: 3 classes, 15 train, 3 val, 6 test images of 16 x 16" in output
     assert "masked: 19 of 21 layers" in output
-    assert "fully connected: reads one vector per image" in output
+    assert "classifier: its outputs are the logits" in output
     for name in ("all", "subset", "as_cut", "finetuned"):
         assert f"{module.info['test_accuracy'][name]:.1%}" in output
     assert not (root / "runs").exists()
@@ -131,13 +131,61 @@ def test_a_model_that_cannot_be_traced_is_found_before_training(made):
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head = nn.Linear(8, 3)
 
         def forward(self, x):
             x = self.first(x)
-            return (self.second(x) if x.sum() > 0 else self.second(-x)).mean((2, 3))
+            return self.head((self.second(x) if x.sum() > 0 else self.second(-x)).mean((2, 3)))
 
     with pytest.raises(ValueError, match="the model cannot be traced"):
         rehearse(modularize(Branching()), data)
+
+
+def test_a_model_that_cannot_be_trained_is_found_before_training(made):
+    data = load(made[0] / "nemo-work/data/pets")
+
+    class Auxiliary(nn.Module):
+        """In train mode another head speaks, too, as in torchvision's Inception."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.head, self.other = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.second(self.first(x)).mean((2, 3))
+            return (self.head(x), self.other(x)) if self.training else self.head(x)
+
+    wrong = r"^the model cannot be trained: in train mode it returns tuple, not \(B, 3\) logits$"
+    with pytest.raises(ValueError, match=wrong):
+        rehearse(modularize(Auxiliary()), data)
+    rehearse(modularize(Auxiliary()), data, distilled=True)
+
+
+class Overwritten(nn.Module):
+    """Fails in the backward pass only: what it needs is written over."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.sigmoid(self.second(self.first(x)))
+        if self.training:
+            x.mul_(2)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_model_whose_backward_pass_fails_is_found_before_training(made):
+    data = load(made[0] / "nemo-work/data/pets")
+    modular = modularize(Overwritten())
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"^the model cannot be trained: .*inplace operation") as e:
+        rehearse(modular, data)
+    assert "\n" not in str(e.value)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in modular.parameters())
 
 
 def test_the_recipe_is_that_of_the_quick_profile():

@@ -40,7 +40,10 @@ def _padded(node: fx.Node, rank: int) -> list[int]:
 @rule(*OVER_AXES, mixed=_axes(1))
 @rule(aten.roll.default, mixed=_axes(2))
 @rule(aten.constant_pad_nd.default, aten.pad.default, mixed=_padded)
-@rule(aten.max_pool1d.default, aten.avg_pool1d.default, mixed=_last(1))
+@rule(
+    aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default,
+    mixed=_last(1),
+)  # fmt: skip
 @rule(*OVER_MAPS, mixed=_last(2))
 @rule(*OVER_VOLUMES, mixed=_last(3))
 class Along(OneInput):

@@ -5,7 +5,7 @@ Letters: B batch, I/O input and output channels, G groups.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +14,7 @@ from nemo.cut.builder import Builder
 from nemo.cut.facts import Analysis, Kept
 from nemo.cut.graph import arg, aten
 from nemo.cut.rules.base import OneInput, Shape, full, rule
+from nemo.module.layers import Config
 from nemo.module.program import Ref
 
 
@@ -68,6 +69,9 @@ class Linear(OneInput):
 class Conv(OneInput):
     """x (B, I, ...), weight (O, I/G, ...); dead groups go, the others stay equally wide."""
 
+    kind = "Conv"
+    places: ClassVar = {"stride": 3, "padding": 4, "dilation": 5}  # of its settings
+
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
@@ -87,6 +91,10 @@ class Conv(OneInput):
     def _groups(self, node: fx.Node) -> int:
         return int(arg(node, 6, 1))
 
+    def _rows(self, weight: Tensor, groups: int) -> Tensor:
+        """A weight as (O, I/G, ...), and back."""
+        return weight
+
     def close(self, facts: Analysis, node: fx.Node, kept: Kept) -> None:
         for vector in kept[2:]:
             vector[:] = True
@@ -95,7 +103,8 @@ class Conv(OneInput):
     def _channels(self, facts: Analysis, node: fx.Node, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Input channels to keep, bool (I,), and what the others add to each output, (O,)."""
         source, groups = arg(node, 0), self._groups(node)
-        weight: Tensor = facts.value[arg(node, 1)]
+        kernel: Tensor = facts.value[arg(node, 1)]
+        weight = self._rows(kernel, groups)
         nonzero = (weight.flatten(2) != 0).any(2).view(groups, -1, weight.shape[1])
         used = (nonzero & rows.view(groups, -1, 1)).any(1).flatten()
         other = [0, *range(2, self.rank + 2)]
@@ -104,7 +113,7 @@ class Conv(OneInput):
         aside = used & ~channels & (constant != 0).any(dim=other)
         shift = torch.zeros(len(rows), dtype=weight.dtype)
         if aside.any():
-            added = self._run(node, constant * aside.view(-1, *[1] * self.rank), weight)
+            added = self._run(node, constant * aside.view(-1, *[1] * self.rank), kernel)
             added = added.transpose(0, 1).flatten(1)
             if (added == added[:, :1])[rows].all():
                 shift = added[:, 0]
@@ -125,19 +134,37 @@ class Conv(OneInput):
         channels, shift = self._channels(build.facts, node, rows)
         held = parameters(build.facts, node, weight=1, bias=2)
         columns = channels.view(groups, -1)
-        blocks = zip(held["weight"].chunk(groups), rows.view(groups, -1), columns, strict=True)
+        whole = self._rows(held["weight"], groups)
+        blocks = zip(whole.chunk(groups), rows.view(groups, -1), columns, strict=True)
         weight = torch.cat([block[here][:, cols] for block, here, cols in blocks if here.any()])
-        tensors = {"weight": weight.contiguous()}
+        left = int(columns.any(1).sum())
+        tensors = {"weight": self._rows(weight, left).contiguous()}
         if "bias" in held or shift.any():
             tensors["bias"] = (held["bias"] + shift if "bias" in held else shift)[rows]
-        config = {
-            "stride": _sizes(arg(node, 3, [1]), self.rank),
-            "padding": _sizes(arg(node, 4, [0]), self.rank),
-            "dilation": _sizes(arg(node, 5, [1]), self.rank),
-            "groups": int(columns.any(1).sum()),
-        }
         build.rows(node, rows)
-        return build.layer(node, f"Conv{self.rank}d", config, tensors, x)
+        return build.layer(node, *self._kind(node, left), tensors, x)
+
+    def _kind(self, node: fx.Node, groups: int) -> tuple[str, Config]:
+        """The layer, and its settings."""
+        config = {
+            name: _sizes(arg(node, i, [int(name in ("stride", "dilation"))]), self.rank)
+            for name, i in self.places.items()
+        }
+        return f"{self.kind}{self.rank}d", {**config, "groups": groups}
+
+
+@rule(aten.conv_transpose1d.default, rank=1)
+@rule(aten.conv_transpose2d.input, rank=2)
+@rule(aten.conv_transpose3d.input, rank=3)
+class ConvTranspose(Conv):
+    """x (B, I, ...), weight (I, O/G, ...)."""
+
+    kind = "ConvTranspose"
+    places: ClassVar = {"stride": 3, "padding": 4, "output_padding": 5, "dilation": 7}
+
+    def _rows(self, weight: Tensor, groups: int) -> Tensor:
+        blocks = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
+        return blocks.flatten(0, 1)
 
 
 def _sizes(value: Any, rank: int) -> Any:

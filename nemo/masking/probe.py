@@ -1,0 +1,258 @@
+"""What running a model shows of its layers: their order, their samples, the classifier (ours).
+
+Names say nothing certain about a layer. So two random samples are run, then each of them is
+replaced by another: the rows of a layer's input that change are the sample's. A gradient shows
+which layers put out the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from nemo.masking.functional import FunctionalLinears
+from nemo.signature import Signature, moved
+
+LAYERS = (_ConvNd, nn.Linear)
+SAME = 1e-6  # relative change of an input's row that is rounding
+
+
+@dataclass
+class Call:
+    """One call of a layer, seen in several runs.
+
+    Attributes:
+        part: the parameter, or q, k or v, of a layer that is called as a function.
+        dims: of its input.
+        width: channels of its output.
+        norms: the BatchNorms that read its output.
+        rows: for each run, one number for each vector of the input (..., C) of a Linear, or for
+            each sample (B, C, ...) of a convolution.
+    """
+
+    name: str
+    module: nn.Module
+    part: str | None
+    dims: int
+    width: int
+    norms: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+    @property
+    def is_conv(self) -> bool:
+        return isinstance(self.module, _ConvNd)
+
+    @property
+    def channels(self) -> int:
+        """The dimension of the channels in its output."""
+        return 1 if self.is_conv else -1
+
+
+Seen = Callable[["Call", "Tensor | None", Tensor], "Tensor | None"]
+Read = Callable[[str, Tensor], None]
+
+
+def probe(model: nn.Module, takes: Signature) -> tuple[list[Call], Tensor]:
+    """Every call of a convolution or Linear in order, seen in three runs, and the logits.
+
+    Of the two samples, the second run replaces the first, and the third run the second.
+    """
+    first, other = samples(model, takes, 0), samples(model, takes, 1)
+    calls, logits = _run(model, takes, first)
+    for k in (0, 1):
+        changed = [torch.cat([(y if k == i else x)[i : i + 1] for i in (0, 1)])
+                   for x, y in zip(first, other, strict=True)]  # fmt: skip
+        run, _ = _run(model, takes, changed)
+        if [again.name for again in run] == [call.name for call in calls]:
+            for call, again in zip(calls, run, strict=True):
+                call.rows += again.rows
+    return calls, logits
+
+
+def layout(call: Call) -> tuple[int, str] | str:
+    """Which dimension of a layer's input holds the samples, and how; or why that is not known.
+
+    Returns:
+        (dimension, ""); (dimension, "outer") where it is the samples times something else, such as
+        windows; (dimension, "inner") where it is something else times the samples.
+    """
+    if not call.rows:
+        return "its input is passed by name"
+    base, *runs = call.rows
+    if len(runs) < 2 or any(run.shape != base.shape for run in runs):
+        return "what it is called with depends on the values of the input"
+    limit = SAME * float(base.abs().max())
+    changed = [(run - base).abs() > limit for run in runs]
+    if not all(bool(change.any()) for change in changed):
+        return "its input does not depend on the sample"
+    found = [
+        (d, fold)
+        for d, size in enumerate(base.shape)
+        for fold in (("",) if size == 2 else ("outer", "inner") if size % 2 == 0 else ())
+        if not any(_outside(change, d, fold, k) for k, change in enumerate(changed))
+    ]
+    if len(found) == 1:
+        return found[0]
+    return f"the samples in its input are {'not told apart' if found else 'mixed'}"
+
+
+def _outside(changed: Tensor, dim: int, fold: str, sample: int) -> bool:
+    """Whether something changed that is not this sample's, were it laid out like this."""
+    rows = changed.movedim(dim, 0).reshape(changed.shape[dim], -1).any(1)
+    others = rows.view(-1, 2)[:, 1 - sample] if fold == "inner" else rows.view(2, -1)[1 - sample]
+    return bool(others.any())
+
+
+def classifiers(model: nn.Module, takes: Signature, widths: Collection[int]) -> set[Any]:
+    """The (name, part) of layers whose output channel c reaches the logit c and no other.
+
+    The gradient of a weighted sum of logits is then that weight times something, for any weights.
+    A softmax after the logits, or its logarithm, is seen through.
+
+    Args:
+        widths: sizes of the dimensions of the logits, but the first.
+    """
+    added: dict[tuple[str, str | None], tuple[int, Tensor]] = {}
+
+    def seen(call: Call, x: Tensor | None, y: Tensor) -> Tensor | None:
+        if call.width not in widths:
+            return None
+        zero = torch.zeros_like(y, requires_grad=True)
+        added[call.name, call.part] = (call.channels, zero)
+        return y + zero
+
+    with _watched(model, seen, lambda name, x: None), _frozen(model), torch.enable_grad():
+        logits = takes.run(model, samples(model, takes, 0))
+        found: set[Any] = set()
+        for axis in range(1, logits.ndim if logits.requires_grad else 0):
+            fits = {k: v for k, v in added.items() if v[1].shape[v[0]] == logits.shape[axis]}
+            found |= _own(logits, axis, fits) if fits else set()
+    return found
+
+
+def _own(logits: Tensor, axis: int, added: dict[Any, tuple[int, Tensor]]) -> set[Any]:
+    count = logits.shape[axis]
+    weights = 1 + torch.rand(2, count, generator=torch.Generator().manual_seed(0))
+    weights[:, ::2] *= -1
+    total = logits.detach().exp().sum(axis)
+    if bool((total - 1).abs().max() < 1e-3):  # a logarithm of softmax: one amount is taken off all
+        weights -= weights.mean(1, keepdim=True)
+    elif bool((logits.detach().sum(axis) - 1).abs().max() < 1e-3) and bool((logits > 0).all()):
+        return _own(logits.log(), axis, added)
+    weights = weights.to(logits)
+    sums = [(logits.movedim(axis, -1) * w).sum() for w in weights]
+    zeros = [zero for _, zero in added.values()]
+    grads = [torch.autograd.grad(s, zeros, retain_graph=True, allow_unused=True) for s in sums]
+    found = set()
+    for (key, (channels, _)), one, other in zip(added.items(), *grads, strict=True):
+        if one is None or other is None:
+            continue
+        crossed = [
+            g.movedim(channels, -1) * w for g, w in zip((one, other), weights.flip(0), strict=True)
+        ]
+        size = crossed[0].abs().max()
+        if size > 0 and (crossed[0] - crossed[1]).abs().max() <= 1e-3 * size:
+            found.add(key)
+    return found
+
+
+def samples(model: nn.Module, takes: Signature, seed: int) -> tuple[Tensor, ...]:
+    """Two random samples, of the model's type and on its device."""
+    drawn: tuple[Tensor, ...] = moved(takes.draw(2, seed), next(model.parameters()))
+    return drawn
+
+
+def _run(model: nn.Module, takes: Signature, batch: Sequence[Tensor]) -> tuple[list[Call], Tensor]:
+    calls: list[Call] = []
+    readers: dict[int, list[str]] = {}  # id of a tensor -> BatchNorms that read it
+    alive: list[Tensor] = []  # an id is a tensor's own for only as long as the tensor lives
+
+    def seen(call: Call, x: Tensor | None, y: Tensor) -> None:
+        if x is not None:
+            call.rows.append(_rows(x.flatten(1) if call.is_conv else x))
+        call.norms = readers.setdefault(id(y), [])
+        alive.append(y)
+        calls.append(call)
+
+    def read(name: str, x: Tensor) -> None:
+        alive.append(x)
+        readers.setdefault(id(x), []).append(name)
+
+    with _watched(model, seen, read), torch.no_grad():
+        logits = takes.run(model, batch)
+    return calls, logits
+
+
+def _rows(x: Tensor) -> Tensor:
+    """An odd combination (...) of the elements of each vector (..., C)."""
+    return x.float() @ torch.arange(1.0, 1 + x.shape[-1], device=x.device).sin()
+
+
+@contextmanager
+def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
+    """In eval mode; every layer's call and every BatchNorm's input is shown to these functions."""
+    running: list[nn.Module] = []
+
+    def shown(name: str, module: nn.Module, part: str | None, x: Any, y: Tensor) -> Any:
+        call = Call(name, module, part, getattr(x, "ndim", 0), 0)
+        call.width = y.shape[call.channels]
+        return seen(call, x, y)
+
+    modules = list(model.named_modules())
+
+    def hooks(name: str, module: nn.Module) -> list[Any]:
+        if isinstance(module, _BatchNorm):
+            return [module.register_forward_pre_hook(lambda m, args: read(name, args[0]))]
+
+        def after(m: nn.Module, args: Any, y: Tensor) -> Any:
+            running.remove(m)
+            return shown(name, m, None, args[0] if args else None, y)
+
+        return [
+            module.register_forward_pre_hook(lambda m, args: running.append(m)),
+            module.register_forward_hook(after),
+        ]
+
+    def around(part: tuple[str, str], x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        owner, y = model.get_submodule(part[0]), compute(x)
+        result = None if owner in running else shown(part[0], owner, part[1], x, y)
+        return y if result is None else result
+
+    training = [module for _, module in modules if module.training]
+    with ExitStack() as stack:
+        for name, module in modules:
+            if isinstance(module, (*LAYERS, _BatchNorm)):
+                for handle in hooks(name, module):
+                    stack.callback(handle.remove)
+        stack.callback(_train, training)
+        model.eval()
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.random.fork_rng())
+        torch.manual_seed(0)
+        stack.enter_context(FunctionalLinears(modules, around))
+        yield
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients of parameters, to which a computed weight would stay attached."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def _train(modules: list[nn.Module]) -> None:
+    for module in modules:
+        module.training = True
