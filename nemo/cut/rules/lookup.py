@@ -20,7 +20,7 @@ class Embedding(Rule):
     blocks = False
 
     def applies(self, facts: Analysis, node: fx.Node) -> bool:
-        return not facts.live[arg(node, 0)].any()
+        return not facts.moves(arg(node, 0))
 
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         weight, ids = args[:2]
@@ -50,7 +50,7 @@ class Index(Rule):
     def applies(self, facts: Analysis, node: fx.Node) -> bool:
         indices = arg(node, 1)
         rest = facts.live[arg(node, 0)].ndim - len(indices)
-        moving = [n for n in inputs_of(facts, node) if facts.live[n].any()]
+        moving = [n for n in inputs_of(facts, node) if facts.moves(n)]
         return None not in indices and rest > 0 and arg(node, 0) in moving
 
     def _rest(self, node: fx.Node) -> int:
