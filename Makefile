@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
   $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 READY := .venv/.ready
-ALL := '.[baselines,dev,onnx,pipeline,report]'
+ALL := '.[baselines,dev,onnx,pipeline,report,zoo]'
 # what `make test-lowest` tests the oldest accepted versions of, and where it puts them
 OLD := click|pandas|pydantic
 OLDEST := build/lowest

@@ -100,7 +100,9 @@ def card(module: DecomposedModule) -> dict[str, str]:
     kept, total = (sum(layer[key] for layer in layers) for key in ("kept", "total"))
     return {
         "classes": ", ".join(map(str, names)),
-        "input": " x ".join(map(str, module.input_size)),
+        "input": " x ".join(map(str, module.input_size))
+        if module.takes.plain
+        else str(module.takes),
         "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
         "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
         "neurons": f"{kept:,} of {total:,}",

@@ -22,6 +22,7 @@ from nemo.models.shapes import CnnShape, VitShape
 from nemo.module.files import ArtefactError, load, save
 from tests.cut.helpers import random_masks, randomise
 from tests.module.test_files import forge
+from tests.module.test_signature import cut
 
 CASES = int(os.environ.get("NEMO_FUZZ", "150"))
 ODD: list[Any] = [
@@ -31,15 +32,19 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["resnet18", "vit_small"])
+@pytest.fixture(scope="module", params=["resnet18", "vit_small", "text"])
 def artefact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = {
         "resnet18": CnnShape(width=0.0625),
         "vit_small": VitShape(dim=16, depth=2, heads=2, patch=16),
     }
-    model = randomise(build_model(request.param, 4, 32, shapes[request.param]))
     folder = tmp_path_factory.mktemp(request.param)
-    save(decompose(model, random_masks(model, 0.5), [1, 0]), folder, {"names": ["a", "b"]})
+    if request.param == "text":
+        module = cut("text")[2]
+    else:
+        model = randomise(build_model(request.param, 4, 32, shapes[request.param]))
+        module = decompose(model, random_masks(model, 0.5), [1, 0])
+    save(module, folder, {"names": ["a", "b"]})
     return folder
 
 
@@ -52,7 +57,7 @@ def attempt(folder: Path) -> None:
             pytest.fail(f"more than one line: {error}")
         return
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    module(torch.zeros(1, *module.input_size, dtype=dtype))
+    module.run(module.takes.lowest(1, torch.zeros((), dtype=dtype)))
 
 
 def copy_of(artefact: Path, tmp_path: Path) -> Path:
@@ -144,7 +149,8 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate(body: dict[str, Any], generator: random.Random) -> None:
-    part = generator.choice(["layers", "steps", "steps", "input_size", "output", "classes", None])
+    inputs = "signature" if "signature" in body else "input_size"
+    part = generator.choice(["layers", "steps", "steps", inputs, "output", "classes", None])
     spots = list(places(body[part])) if isinstance(body.get(part), (dict, list)) else []
     container, key = generator.choice(spots) if spots else (body, part or "version")
     others = [c[k] for c, k in spots] or [None]
