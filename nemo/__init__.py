@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from nemo.cut import decompose
     from nemo.masking.class_masks import (
         ClassMasks,
-        class_masks,
         cohesion,
         coupling,
         retention_rate,
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
     )
     from nemo.masking.generators import Modular, modularize
     from nemo.masking.losses import contrastive_loss, mwt_loss
+    from nemo.masking.observed import class_masks
     from nemo.module.files import load, save
     from nemo.module.union import merge
 
 _HOME = {
     "ClassMasks": "masking.class_masks",
     "Modular": "masking.generators",
-    "class_masks": "masking.class_masks",
+    "class_masks": "masking.observed",
     "cohesion": "masking.class_masks",
     "contrastive_loss": "masking.losses",
     "coupling": "masking.class_masks",

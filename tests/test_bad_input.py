@@ -959,7 +959,7 @@ API: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "class masks of threshold zero": (
         lambda: nemo.class_masks(nemo.modularize(tiny()), loader([0, 1]), 0.0),
-        "threshold must lie in",
+        "frequency: threshold: input should be greater than 0; its settings: threshold",
     ),
     "contrastive loss with tau zero": (
         lambda: nemo.contrastive_loss({"l": torch.ones(2, 3)}, torch.arange(2), 0.0),

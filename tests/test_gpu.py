@@ -14,8 +14,8 @@ from nemo.config import check_params
 from nemo.data import Batches, load
 from nemo.evaluation.modular import load_class_masks
 from nemo.fields import ParamsError
-from nemo.masking.class_masks import class_masks
 from nemo.masking.losses import contrastive_loss, mwt_terms
+from nemo.masking.observed import class_masks
 from nemo.models import build_model
 from nemo.pipeline import decompose, finetune, masks, prepare
 from nemo.predict import predict

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.masking.generators import Modular
 from nemo.signature import call, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
@@ -29,7 +28,7 @@ class SubsetMasks(dict[str, Tensor]):
 
 
 class ClassMasks(dict[str, Tensor]):
-    """{layer: bool (C, N_l)}: the neurons each class uses, made by `class_masks`.
+    """{layer: bool (C, N_l)}: the neurons each class uses, made by `nemo.class_masks`.
 
     `dead` is {layer: classes} for which no neuron reached even the lowest threshold. Their most
     frequent 5 % are kept instead.
@@ -74,25 +73,6 @@ def sample_bits(
         modular.train(training)
 
 
-def class_masks(
-    modular: Modular, loader: Iterable[tuple[Any, Tensor]], threshold: float = 0.9
-) -> ClassMasks:
-    """The neurons each class uses: those on for at least `threshold` of its samples.
-
-    One pass in eval mode. It keeps counts only: O(C x K) memory for any number of samples.
-
-    Args:
-        modular: from `nemo.modularize`, trained.
-        loader: batches of (inputs, labels), the inputs a tensor, or a tuple or dict of them; every
-            label from 0 to the largest must occur. Use the training data, without augmentation.
-        threshold: fraction of a class's samples, in (0, 1].
-
-    Raises:
-        ValueError: a threshold outside (0, 1], no batches, or a class without samples.
-    """
-    return masks_from_frequency(mask_frequency(sample_bits(modular, loader)), threshold)
-
-
 def masks_from_frequency(frequency: Mapping[str, Tensor], threshold: float) -> ClassMasks:
     """`threshold_masks` together with the list of dead layers; frequency is {layer: (C, N_l)}."""
     dead = {layer: dead_classes(values, threshold) for layer, values in frequency.items()}
@@ -102,10 +82,11 @@ def masks_from_frequency(frequency: Mapping[str, Tensor], threshold: float) -> C
 def mask_frequency(
     batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
 ) -> dict[str, Tensor]:
-    """Fraction of each class's samples with the bit on: {layer: float64 (C, N_l)}.
+    """Fraction of each class's samples with the bit on: {layer: float64 (C, N_l)}; of floats, their
+    mean over the class.
 
     Args:
-        batches: ({layer: bool (B, N_l)}, labels (B,)) pairs, as `sample_bits` yields them.
+        batches: ({layer: (B, N_l)}, labels (B,)) pairs, such as `sample_bits` yields.
 
     Raises:
         ValueError: no batches, or a class (a label below the largest) without samples.

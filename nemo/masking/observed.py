@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from nemo.masking.class_masks import sample_bits
+from nemo.masking.class_masks import ClassMasks, sample_bits
 from nemo.masking.generators import Modular
+from nemo.masking.selectors import SELECTORS
 
 
 class Observed:
@@ -46,3 +48,42 @@ class Observed:
         neurons = sum(self.modular.layers.values())
         rows = np.concatenate([row[labels.numpy() == label] for row, labels in self._packed])
         return torch.from_numpy(np.unpackbits(rows, axis=1, count=neurons)).bool()
+
+
+def class_masks(
+    modular: Modular,
+    loader: Iterable[tuple[Any, Tensor]],
+    threshold: float | None = None,
+    *,
+    selector: str = "frequency",
+    **settings: Any,
+) -> ClassMasks:
+    """The neurons that each class uses; by default those on for most of its samples (section 4.3).
+
+    In eval mode. `frequency` takes one pass.
+
+    Args:
+        modular: from `nemo.modularize`; trained, for the selector `frequency`. `taylor` and
+            `activation` look at the model alone, such as one that was trained elsewhere.
+        loader: batches of (inputs, labels), the inputs a tensor, or a tuple or dict of them; every
+            label from 0 to the largest must occur. Use the training data, without augmentation.
+        threshold: of `frequency`: fraction of a class's samples, in (0, 1]; 0.9 by default.
+        selector: frequency, taylor, activation, or one that a plugin registered.
+        settings: those of the selector, such as `keep=0.3` of taylor: the share of each layer's
+            neurons that a class keeps.
+
+    Raises:
+        ValueError: no such selector or setting, no batches, or a class without samples.
+    """
+    if threshold is not None or selector == "frequency":
+        settings["threshold"] = 0.9 if threshold is None else threshold
+    chosen = SELECTORS.named(selector)
+    try:
+        params = chosen.params.model_validate(settings)
+    except ValidationError as error:
+        first, accepted = error.errors()[0], ", ".join(chosen.params.model_fields)
+        raise ValueError(
+            f"{selector}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; "
+            f"its settings: {accepted}"
+        ) from None
+    return chosen.choose(Observed(modular, loader), params)

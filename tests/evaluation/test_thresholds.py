@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from nemo import class_masks
 from nemo.config import check_params
 from nemo.data import Batches
 from nemo.evaluation.thresholds import thresholds
 from nemo.files import read_json
-from nemo.masking.class_masks import class_masks, cohesion, coupling, retention_rate, sample_bits
+from nemo.masking.class_masks import cohesion, coupling, retention_rate, sample_bits
 from nemo.trained import load_cell
 from tests.small import raw_params
 

@@ -5,7 +5,7 @@ settings are the other keys of `masks`. The paper's rule, how often a neuron is 
 (its section 4.3). Importing this package costs pydantic only.
 """
 
-from nemo.masking.selectors import frequency  # they register themselves
+from nemo.masking.selectors import frequency, importance  # they register themselves
 from nemo.masking.selectors.registry import SELECTORS, Choose, Selector, selector
 
-__all__ = ["SELECTORS", "Choose", "Selector", "frequency", "selector"]
+__all__ = ["SELECTORS", "Choose", "Selector", "frequency", "importance", "selector"]

@@ -1,0 +1,92 @@
+"""Class masks of a network trained elsewhere: the neurons that matter most to a class (ours).
+
+They look at the network itself, without mask generators, on the images of each class:
+
+    taylor: |sum over positions of output * gradient of the loss|: to first order, what the loss
+        would change by without the neuron (Molchanov et al., arXiv 1611.06440), class by class
+    activation: mean of |output| over positions
+
+Each is averaged over the class's samples, and every layer keeps the same share of its neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from nemo.fields import Share, Strict
+from nemo.masking.selectors.registry import selector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nemo.masking.class_masks import ClassMasks
+    from nemo.masking.observed import Observed
+
+Scores = Iterator["tuple[dict[str, Tensor], Tensor]"]
+
+
+class ImportanceParams(Strict):
+    keep: Share  # of each layer's neurons, per class; at least one
+
+
+@selector("taylor", params=ImportanceParams)
+def taylor(observed: Observed, params: ImportanceParams) -> ClassMasks:
+    return _top(_scores(observed, by_gradient=True), params.keep)
+
+
+@selector("activation", params=ImportanceParams)
+def activation(observed: Observed, params: ImportanceParams) -> ClassMasks:
+    return _top(_scores(observed, by_gradient=False), params.keep)
+
+
+def _scores(observed: Observed, by_gradient: bool) -> Scores:
+    """({layer: (B, N_l)}, labels (B,)) of every batch, in eval mode.
+
+    Both are gradients for masks of ones: that of the loss is the sum of output * gradient that a
+    mask acts on, and that of the sum of |output| * mask is |output|.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from nemo.masking.hooks import acting
+    from nemo.signature import call, moved, pick
+
+    modular = observed.modular
+    model, like = modular.model, next(modular.parameters())
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    for inputs, labels in observed.batches:
+        labels, sizes = labels.to(like.device), modular.layers
+        masks = {k: like.new_ones(len(labels), n).requires_grad_() for k, n in sizes.items()}
+        magnitudes: list[Tensor] = []
+
+        def scale(output: Tensor, mask: Tensor, name: str, seen: Any = magnitudes) -> Tensor:
+            if by_gradient:
+                return output * mask
+            seen.append((output.detach().abs() * mask).sum() * (mask.numel() / output.numel()))
+            return output
+
+        with torch.enable_grad(), acting(model, modular.sites, masks, scale):
+            logits = pick(call(model, moved(inputs, like)), modular.takes.output)
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        total = loss if by_gradient else torch.stack(magnitudes).sum()
+        grads = torch.autograd.grad(total, list(masks.values()))
+        yield {k: grad.abs() for k, grad in zip(masks, grads, strict=True)}, labels
+    for module in training:
+        module.training = True
+
+
+def _top(scores: Scores, keep: float) -> ClassMasks:
+    """The share of each layer's neurons with the highest mean score, per class; the lower index
+    wins a tie."""
+    import torch
+
+    from nemo.masking.class_masks import ClassMasks, mask_frequency
+
+    masks = {}
+    for layer, mean in mask_frequency(scores).items():
+        kept = max(1, round(keep * mean.shape[1]))
+        order = mean.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        masks[layer] = torch.zeros_like(mean, dtype=torch.bool).scatter(1, order, True)
+    return ClassMasks(masks, {})
