@@ -13,7 +13,7 @@ from nemo.cut.trace import module_path
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.layers import Config, LayerSpec
 from nemo.module.ops import OPS, name_of
-from nemo.module.program import Program, Ref, Step
+from nemo.module.program import Program, Ref, Step, file_name
 
 # Attributes of a module that no layer may be called.
 RESERVED = {
@@ -196,8 +196,8 @@ class Builder:
 
 
 def _fresh(wish: str, taken: set[str]) -> str:
-    """An identifier like `wish` that is not taken yet, and now is."""
-    wish = wish.replace(".", "_").strip("_")
+    """A name for files like `wish` that is not taken yet, and now is."""
+    wish = file_name(wish)
     name, count = wish, 0
     while name in taken:
         count += 1

@@ -249,6 +249,15 @@ def _normed(rewriter: Rewriter, node: fx.Node) -> list[fx.Node]:
     return [rewriter.call(aten.batch_norm.default, args, dims(arg(node, 0)))] * 3
 
 
+def _instance_normed(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """InstanceNorm without running statistics: a GroupNorm whose groups are single channels."""
+    x, weight, bias, mean, _, of_inputs, _, eps, _ = node.args
+    channels = dims(arg(node, 0))[1]
+    if mean is not None or not of_inputs or channels is None:
+        return None
+    return rewriter.call(aten.group_norm.default, (x, channels, weight, bias, eps), dims(node))
+
+
 NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys(
         [
@@ -284,9 +293,12 @@ NORMALISERS: dict[Any, Normaliser] = {
     ),
     **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default], _dropped),
     **dict.fromkeys(CASTS, _cast),
-    **dict.fromkeys([aten.expand.default, aten.expand_as.default], _expanded),
+    **dict.fromkeys(
+        [aten.expand.default, aten.expand_as.default, aten.broadcast_to.default], _expanded
+    ),
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
+    aten.instance_norm.default: _instance_normed,
     aten.addcmul.default: _added,
     aten.addmm.default: _affine,
     **dict.fromkeys(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo.module.layers import LayerSpec
 from nemo.signature import Signature
+
+
+def file_name(path: str) -> str:
+    """What the layer at `path` of a model is called in a module: such a name is safe in files.
+
+    PyTorch allows anything but dots in the names of submodules.
+    """
+    return re.sub(r"[^A-Za-z0-9_]", "_", path).strip("_")[:150] or "layer"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from nemo.masking.generators import Modular
 from nemo.masking.sites import head_names
 from nemo.models import family_of
 from nemo.module.files import save
+from nemo.module.program import file_name
 from nemo.pipeline.inputs import images
 from nemo.settings import flat
 from nemo.trained import load_cell, weights_sha256
@@ -44,7 +45,7 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
         "cell": cell.name,
         "class_names": [data["classes"][c] for c in classes],
         "family": family_of(cell.model, modular.model),
-        "heads": [name.replace(".", "_") for name in heads],
+        "heads": [file_name(name) for name in heads],
         "nrr": round(retention_rate(chosen), 6),
         "parent_sha256": parent,
         "preprocessing": {key: data[key] for key in ("mean", "std", "size")},

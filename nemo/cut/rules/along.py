@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from nemo.cut.facts import Analysis, Kept
 from nemo.cut.graph import arg, aten
 from nemo.cut.rules.base import OneInput, Shape, full, rule
-from nemo.module.ops import OVER_AXES, OVER_MAPS, OVER_VOLUMES
+from nemo.module.ops import OVER_AXES, OVER_LINES, OVER_MAPS, OVER_VOLUMES
 
 Dimensions = Callable[[fx.Node, int], list[int]]
 
@@ -38,12 +38,10 @@ def _padded(node: fx.Node, rank: int) -> list[int]:
 
 
 @rule(*OVER_AXES, mixed=_axes(1))
+@rule(aten.var.dim, mixed=_axes(1))
 @rule(aten.roll.default, mixed=_axes(2))
 @rule(aten.constant_pad_nd.default, aten.pad.default, mixed=_padded)
-@rule(
-    aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default,
-    mixed=_last(1),
-)  # fmt: skip
+@rule(*OVER_LINES, mixed=_last(1))
 @rule(*OVER_MAPS, mixed=_last(2))
 @rule(*OVER_VOLUMES, mixed=_last(3))
 class Along(OneInput):
@@ -59,6 +57,10 @@ class Along(OneInput):
     def dims(self, node: fx.Node, rank: int) -> list[int]:
         return [d % rank for d in self.mixed(node, rank)]
 
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        ranks = {facts.value[n].ndim for n in (node, arg(node, 0))}  # else it drops dimensions
+        return len(ranks) == 1 and super().applies(facts, node)
+
     def flow(self, node: fx.Node, shape: Shape, *args: Any, **kwargs: Any) -> Tensor:
         x: Tensor = args[0]
         return x.sum(self.dims(node, x.ndim), keepdim=True).expand(shape)
@@ -71,14 +73,6 @@ class Along(OneInput):
         everything = full(facts, arg(node, 0))
         mixed = self.dims(node, len(kept))
         return [w if d in mixed else kept[d].clone() for d, w in enumerate(everything)]
-
-
-@rule(aten.var.dim, mixed=_axes(1))
-class Variance(Along):
-    """A variance that keeps its dimensions at size 1."""
-
-    def applies(self, facts: Analysis, node: fx.Node) -> bool:
-        return bool(arg(node, 3, False)) and super().applies(facts, node)
 
 
 @rule(aten.sum.dim_IntList, mixed=_axes(1))
