@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nemo.module.decomposed import DecomposedModule
 
 _folder = click.argument("folder", type=click.Path(path_type=Path))
@@ -26,26 +28,53 @@ def inspect(folder: Path) -> None:
 @_folder
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 def predict(folder: Path, images: tuple[Path, ...]) -> None:
-    """Print class and probability of each of IMAGES, as the module in FOLDER sees them."""
-    from nemo.module.files import ArtefactError, load
+    """Print class and probability of each of IMAGES, as the module in FOLDER sees them.
 
-    module = load(folder)
-    if "preprocessing" not in module.info:
-        raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
+    It sees the largest centred part in proportion to its own size. Classes without names are
+    numbers: those of the parent if the module knows them, else positions.
+    """
     import torch
 
     from nemo.data.images import ImageFile, ImageFiles
+    from nemo.module.files import ArtefactError, load
 
-    how = module.info["preprocessing"]
-    mean, std = (torch.tensor(how[key]).view(3, 1, 1) for key in ("mean", "std"))
+    module = load(folder)
+    mean, std, size = _preparation(folder, module)
     files = [ImageFile(path) for path in images]
-    pixels = torch.from_numpy(ImageFiles(files, how["size"][0], files[0]).decode())
+    decoded = ImageFiles(files, size, files[0], grey=len(mean) == 1).decode()
     with torch.inference_mode():
-        probabilities = module((pixels / 255 - mean) / std).softmax(1)
-    names = module.info["class_names"]
+        probabilities = module((torch.from_numpy(decoded) / 255 - mean) / std).softmax(1)
+    names = module.info.get("class_names") or module.classes or range(probabilities.shape[1])
+    if len(names) != probabilities.shape[1]:
+        raise ArtefactError(
+            f"{folder}: class_names has {len(names)} names, and the module returns "
+            f"{probabilities.shape[1]} logits"
+        )
     for path, row in zip(images, probabilities, strict=True):
         best = int(row.argmax())
         click.echo(f"{path}\t{names[best]}\t{row[best]:.4f}")
+
+
+def _preparation(folder: Path, module: DecomposedModule) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Mean and standard deviation (C, 1, 1) on a 0..1 scale, and (H, W), as the module says."""
+    import torch
+
+    from nemo.module.files import ArtefactError
+
+    how = module.info.get("preprocessing")
+    if how is None:
+        raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
+    try:
+        mean, std = (torch.tensor(how[key], dtype=torch.float32) for key in ("mean", "std"))
+        height, width = (int(side) for side in how["size"])
+    except (KeyError, TypeError, ValueError):
+        mean = std = torch.zeros(0)
+    if mean.ndim != 1 or mean.shape != std.shape or len(mean) not in (1, 3):
+        raise ArtefactError(
+            f"{folder}: preprocessing is {how}; accepted: mean and std of 3 channels or of 1 "
+            "(grey), and size [height, width]"
+        )
+    return mean.view(-1, 1, 1), std.view(-1, 1, 1), (height, width)
 
 
 @click.command()

@@ -5,27 +5,31 @@ Accepted at PATH, a folder or a .tar, perhaps below one more folder of its own:
     train/CLASS/image  test/CLASS/image       each split a folder, or train.tar and test.tar
     CLASS/image                               a single split, out of which others are held
 
-`val`, `valid` or `validation` beside `train` is the test split if there is no `test`, and the
-validation split if there is. Hidden files, `__MACOSX`, side files such as labels.csv, and whatever
-is in no class folder are ignored; any other file among a class's images is an error, lest a part of
-the data set goes missing silently. A SHA256SUMS beside a .tar is checked.
+`training`, `testing`, `val`, `valid` and `validation` are splits too, in upper or lower case.
+Validation images are the test split if there is no other, and the validation split if there is.
+Folders that could be classes as well as splits of another name are an error. Hidden files,
+`__MACOSX`, side files such as labels.csv, and whatever is in no class folder are ignored; any other
+file among a class's images is an error, lest a part of the data set goes missing silently. A
+SHA256SUMS beside a .tar is checked.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from nemo.data.errors import DataError
 from nemo.data.images import ImageFile, ImageFiles, RawSplit, RawSplits
-from nemo.data.tree import Tree, scan_folder, scan_tar
+from nemo.data.tree import Parts, Tree, scan_folder, scan_tar
 
 SPLIT_NAMES = {
     "train": "train",
+    "training": "train",
     "test": "test",
+    "testing": "test",
     "val": "val",
     "valid": "val",
     "validation": "val",
@@ -33,7 +37,10 @@ SPLIT_NAMES = {
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SIDE_FILES = (".txt", ".md", ".csv", ".json", ".xml", ".html", ".yaml", ".yml", ".ini", ".db")
 Classes = dict[str, list[ImageFile]]  # class name to its images, both sorted
-LAYOUTS = "train/CLASS/image and test/CLASS/image, CLASS/image, or a .tar of either"
+LAYOUTS = (
+    "train/CLASS/image and test/CLASS/image (or training, testing, val, valid, validation), "
+    "CLASS/image, or a .tar of either"
+)
 
 
 def load_folder(path: Path, size: int | None) -> RawSplits:
@@ -53,7 +60,7 @@ def load_folder(path: Path, size: int | None) -> RawSplits:
             raise DataError(f"{path}: only one class folder ({names[0]}); accepted: 2 or more")
         _same_classes(path, splits)
         files = [f for classes in splits.values() for found in classes.values() for f in found]
-        images = ImageFiles(files, size, files[0])
+        images = ImageFiles(files, None if size is None else (size, size), files[0])
     except OSError as error:
         raise DataError(f"{error.filename or path}: {error.strerror or error}") from None
     raw, start = {}, 0
@@ -67,16 +74,19 @@ def load_folder(path: Path, size: int | None) -> RawSplits:
 
 def _splits(path: Path) -> dict[str, Tree]:
     """What is below each split's folder; everything is `train` where there are none."""
-    tree = _unwrapped(_scan(path), keep=set(SPLIT_NAMES))
+    tree = _unwrapped(_scan(path), splits=True)
     if not tree.tops:
         raise DataError(f"{path}: no class folders; accepted: {LAYOUTS}")
-    if not tree.tops <= set(SPLIT_NAMES) and not tree.below("train").tops:
+    named = {name: split for name in sorted(tree.tops) if (split := _split_of(name))}
+    training = [name for name, split in named.items() if split == "train"]
+    if len(named) < len(tree.tops) and not any(tree.below(name).tops for name in training):
+        _check_classes(path, tree)
         return {"train": tree}  # a class may well be called train
     splits: dict[str, Tree] = {}
-    for name in sorted(tree.tops & set(SPLIT_NAMES)):
-        if SPLIT_NAMES[name] in splits:
-            raise DataError(f"{path}: {name} is a second validation folder; accepted: one")
-        splits[SPLIT_NAMES[name]] = below = _unwrapped(tree.below(name))
+    for name, split in named.items():
+        if split in splits:
+            raise DataError(f"{path}: {name} is a second {split} folder; accepted: one of a kind")
+        splits[split] = below = _unwrapped(tree.below(name))
         if not below.tops:
             raise DataError(f"{path}: no class folders in {name}; accepted: {LAYOUTS}")
     if "train" not in splits:
@@ -86,10 +96,38 @@ def _splits(path: Path) -> dict[str, Tree]:
     return splits
 
 
-def _unwrapped(tree: Tree, keep: Collection[str] = ()) -> Tree:
-    """The tree without the single folders around it, as when a folder was packed with its name."""
-    while len(tree.tops) == 1 and tree.depth > 2 and not tree.tops & set(keep):
-        tree = tree.below(next(iter(tree.tops)))
+def _split_of(name: str) -> str | None:
+    """The split that a folder of this name holds, if it is the name of one."""
+    return SPLIT_NAMES.get(name.lower())
+
+
+def _check_classes(path: Path, tree: Tree) -> None:
+    """Raise DataError where class folders hold nothing but the same folders, as splits would."""
+    inside = [tree.below(name) for name in tree.tops]
+    (first, *others), images = inside, [p for t in inside for p in t.files if _is_image(p)]
+    alike = len(first.tops) > 1 and others and all(t.tops == first.tops for t in others)
+    if alike and all(len(parts) > 1 for parts in images):
+        names, within = (", ".join(sorted(t.tops)[:3]) for t in (tree, first))
+        raise DataError(
+            f"{path}: {names} could be classes, or splits of {within}; accepted: {LAYOUTS}"
+        )
+
+
+def _is_image(parts: Parts) -> bool:
+    return Path(parts[-1]).suffix.lower() in IMAGES
+
+
+def _unwrapped(tree: Tree, splits: bool = False) -> Tree:
+    """The tree without the single folders around it, as when a folder was packed with its name.
+
+    Args:
+        splits: whether to stop at the folder of a split.
+    """
+    while len(tree.tops) == 1 and tree.depth > 2:
+        (top,) = tree.tops
+        if splits and _split_of(top):
+            break
+        tree = tree.below(top)
     return tree
 
 
@@ -104,7 +142,7 @@ def _scan(path: Path) -> Tree:
         raise DataError(f"{path}: no such folder or .tar; accepted: {LAYOUTS}")
     tree = scan_folder(path)
     for tar in sorted(path.glob("*.tar")):
-        if tar.stem in SPLIT_NAMES:
+        if _split_of(tar.stem):
             if tar.stem in tree.tops:
                 raise DataError(f"{path}: both {tar.stem} and {tar.name}; accepted: one of them")
             _check_sum(tar)

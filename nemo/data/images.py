@@ -1,6 +1,7 @@
 """Images as uint8 arrays in one size (ours).
 
-N images, 3 channels (RGB), H x W pixels.
+N images, C channels (3: RGB, 1: grey), H x W pixels. An image is taken as it is shown: turned by
+its EXIF orientation, and on white where it is transparent.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images (N, 3, H, W) in their files, decoded when needed and fitted to `size` if given."""
+    """Images (N, C, H, W) in their files, decoded when needed and fitted to `size` if given."""
 
     files: Sequence[ImageFile]
-    size: int | None
+    size: tuple[int, int] | None  # (H, W)
     like: ImageFile  # the image whose size all others must have
+    grey: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -80,11 +82,10 @@ class ImageFiles:
     @cached_property
     def shape(self) -> tuple[int, int, int, int]:
         with _named_when_unreadable(self.like):
-            height, width, channels = _decode(self.like, self.size).shape
-        return (len(self), channels, height, width)
+            return (len(self), *_decode(self.like, self.size, self.grey).shape)
 
     def decode(self) -> Pixels:
-        """All of them, (N, 3, H, W), in order.
+        """All of them, (N, C, H, W), in order.
 
         Raises:
             DataError: a file cannot be read or decoded, or differs in size from `like`.
@@ -92,10 +93,10 @@ class ImageFiles:
         pixels = np.empty(self.shape, dtype=np.uint8)
 
         def place(index: int) -> tuple[int, int]:
-            image = _decode(self.files[index], self.size)
-            if image.shape[:2] == self.shape[2:]:
-                pixels[index] = image.transpose(2, 0, 1)
-            return image.shape[:2]
+            image = _decode(self.files[index], self.size, self.grey)
+            if image.shape == self.shape[1:]:
+                pixels[index] = image
+            return image.shape[1:]
 
         # Pillow decodes outside the GIL
         with _named_when_unreadable(self.like), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -124,42 +125,62 @@ def _named_when_unreadable(file: ImageFile) -> Iterator[None]:
         raise DataError(f"{error.filename or file}: {error.strerror or error}") from None
 
 
-def _decode(file: ImageFile, size: int | None) -> Pixels:
-    """One image as (H, W, 3)."""
+def _decode(file: ImageFile, size: tuple[int, int] | None, grey: bool) -> Pixels:
+    """One image as (C, H, W)."""
     from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
+    from PIL import ImageOps, UnidentifiedImageError
 
     data = file.read()
     try:
         with Pillow.open(io.BytesIO(data)) as image:
+            deep = _is_deep(image)
             if size is not None:
                 # lets JPEG decode at a half, quarter or eighth, still twice what `fit` needs
-                image.draft(None, (2 * size, 2 * size))
-            deep = image.mode.startswith(DEEP_MODES)
-            pixels = np.asarray(fit(image.convert("RGB"), size))
+                image.draft(None, (2 * max(size), 2 * max(size)))
+            ImageOps.exif_transpose(image, in_place=True)
+            shown = fit(_on_white(image), size)
+            pixels = np.asarray(shown.convert("L"))[None] if grey else np.asarray(shown)
     except UnidentifiedImageError:
         raise DataError(f"{file}: damaged, or in no image format that Pillow reads") from None
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise DataError(f"{file}: cannot be decoded ({' '.join(str(error).split())})") from None
     if deep:
         raise DataError(f"{file}: more than 8 bits a channel; accepted: 8-bit images")
-    return pixels
+    return pixels if grey else pixels.transpose(2, 0, 1)
 
 
-def fit(image: Image, size: int | None) -> Image:
-    """The image, its shorter side resized to `size` (bilinear), cut to its centre square."""
+def _is_deep(image: Image) -> bool:
+    """Whether it has more than 8 bits a channel; of colours, Pillow would drop the lower ones."""
+    stored = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    return image.mode.startswith(DEEP_MODES) or ";16" in stored
+
+
+def _on_white(image: Image) -> Image:
+    """As RGB. Below what is transparent, files hold any colour, mostly black."""
+    from PIL import Image as Pillow
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Pillow.new("RGBA", image.size, "white")
+    return Pillow.alpha_composite(white, image).convert("RGB")
+
+
+def fit(image: Image, size: tuple[int, int] | None) -> Image:
+    """The largest centred part that is in proportion to `size` (H, W), resized to it (bilinear)."""
     from PIL import Image as Pillow
     from PIL import ImageOps
 
-    if size is None or image.size == (size, size):
+    if size is None or image.size == size[::-1]:
         return image
-    return ImageOps.fit(image, (size, size), method=Pillow.Resampling.BILINEAR)
+    return ImageOps.fit(image, size[::-1], method=Pillow.Resampling.BILINEAR)
 
 
 def fit_all(images: npt.NDArray[Any], size: int | None) -> Pixels:
-    """`fit` for arrays: (N, H, W, 3) uint8 to (N, 3, H, W), resized where `size` says so."""
+    """`fit` for arrays: (N, H, W, 3) uint8 to (N, 3, H, W), squares where `size` says so."""
     from PIL import Image as Pillow
 
     if size is not None and images.shape[1:3] != (size, size):
-        images = np.stack([np.asarray(fit(Pillow.fromarray(image), size)) for image in images])
+        square = (size, size)
+        images = np.stack([np.asarray(fit(Pillow.fromarray(image), square)) for image in images])
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

@@ -57,6 +57,13 @@ def test_train_and_test_folders(make_images: Callable[..., Path]) -> None:
         ({"train": 2, "bus": 3}, {"train": 5}),  # a class called train
         ({**BOTH, "valid/cat": 1, "valid/dog": 3}, {"train": 5, "test": 3, "val": 4}),
         ({**BOTH, "extra/cat": 1}, {"train": 5, "test": 3}),
+        (
+            {"Training/a": 3, "Training/b": 2, "Testing/a": 1, "Testing/b": 1},
+            {"train": 5, "test": 2},
+        ),
+        ({"TRAIN/a": 1, "TRAIN/b": 2, "Valid/a": 1, "Valid/b": 1}, {"train": 3, "test": 2}),
+        ({"p/Train/a": 1, "p/Train/b": 2, "p/Test/a": 1, "p/Test/b": 1}, {"train": 3, "test": 2}),
+        ({"a/images": 2, "b/images": 3}, {"train": 5}),
     ],
 )
 def test_layouts(
@@ -64,6 +71,26 @@ def test_layouts(
 ) -> None:
     raw = load_folder(make_images("pets", counts), None)
     assert {name: len(split.labels) for name, split in raw.splits.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        (
+            {"dev_set/cat": 1, "dev_set/dog": 1, "main_set/cat": 3, "main_set/dog": 3},
+            r"pets: dev_set, main_set could be classes, or splits of cat, dog; accepted: train",
+        ),
+        (
+            {**BOTH, "Training/cat": 1, "Training/dog": 2},
+            r"pets: train is a second train folder; accepted: one of a kind",
+        ),
+    ],
+)
+def test_ambiguous_layouts_are_refused(
+    make_images: Callable[..., Path], counts: dict[str, int], line: str
+) -> None:
+    with pytest.raises(DataError, match=line):
+        load_folder(make_images("pets", counts), None)
 
 
 def test_tars_equal_the_folder(

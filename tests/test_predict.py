@@ -1,0 +1,102 @@
+"""`nemo predict` says what the module's logits say, computed by hand from the pixels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import nn
+
+import nemo
+from nemo.cli.main import cli
+
+
+def made(folder: Path, channels: int, size: tuple[int, int], info: dict) -> nn.Module:
+    """A module with two outputs that depend on where an image is bright."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()
+    )
+    net.append(nn.Linear(net(torch.zeros(1, channels, *size)).shape[1], 2))
+    modular = nemo.modularize(net, example=torch.randn(2, channels, *size))
+    masks = {layer: torch.arange(n) % 2 == 0 for layer, n in modular.layers.items()}
+    module = nemo.decompose(modular, masks)
+    how = {"mean": [0.4] * channels, "std": [0.25] * channels, "size": list(size)}
+    nemo.save(module, folder, {"preprocessing": how, **info})
+    return module
+
+
+def said(folder: Path, file: Path) -> tuple[str, float]:
+    done = CliRunner().invoke(cli, ["predict", str(folder), str(file)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    name, label, probability = done.output.rstrip("\n").split("\t")
+    assert name == str(file)
+    return label, float(probability)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "info", "names"),
+    [
+        (3, (12, 48), {"class_names": ["a b", "Кошка"]}, ["a b", "Кошка"]),
+        (3, (48, 12), {"class_names": ["a", "b"]}, ["a", "b"]),
+        (1, (28, 28), {"class_names": ["a", "b"]}, ["a", "b"]),
+        (3, (24, 24), {}, ["0", "1"]),
+    ],
+)
+def test_it_sees_the_whole_image(tmp_path, channels, size, info, names):
+    module = made(tmp_path / "my module", channels, size, info)
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, channels), dtype=np.uint8)
+    file = tmp_path / "an image.png"
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(file)
+    values = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))[None]
+    with torch.no_grad():
+        expected = module((values / 255 - 0.4) / 0.25)[0].softmax(0).tolist()
+    label, probability = said(tmp_path / "my module", file)
+    assert label == names[int(np.argmax(expected))]
+    assert probability == pytest.approx(max(expected), abs=1e-4)
+
+
+def test_a_larger_image_is_resized_in_proportion(tmp_path):
+    module = made(tmp_path / "wide", 3, (12, 48), {"class_names": ["a", "b"]})
+    blocks = np.random.default_rng(2).integers(0, 256, (12, 48, 3), dtype=np.uint8)
+    large = np.zeros((60, 192, 3), dtype=np.uint8)
+    large[6:54] = np.kron(blocks, np.ones((4, 4, 1), dtype=np.uint8))
+    Image.fromarray(large).save(tmp_path / "a.png")
+    box = (0, 6, 192, 54)
+    small = Image.fromarray(large).resize((48, 12), Image.Resampling.BILINEAR, box)
+    values = torch.from_numpy(np.asarray(small).transpose(2, 0, 1).astype(np.float32))[None]
+    with torch.no_grad():
+        expected = module((values / 255 - 0.4) / 0.25)[0].softmax(0)
+    label, probability = said(tmp_path / "wide", tmp_path / "a.png")
+    assert label == "ab"[int(expected.argmax())]
+    assert probability == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+def test_classes_without_names_are_the_parents_numbers(tmp_path):
+    module = made(tmp_path / "m", 3, (24, 24), {})
+    module.classes = [7, 4]
+    nemo.save(module, tmp_path / "m", {"preprocessing": {"mean": [0.4] * 3, "std": [0.25] * 3,
+                                                         "size": [24, 24]}})  # fmt: skip
+    Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
+    with torch.no_grad():
+        best = int(module(torch.full((1, 3, 24, 24), -0.4 / 0.25)).argmax())
+    assert said(tmp_path / "m", tmp_path / "a.png")[0] == ["7", "4"][best]
+
+
+@pytest.mark.parametrize(
+    ("info", "line"),
+    [
+        ({"class_names": ["a"]}, "class_names has 1 names, and the module returns 2 logits"),
+        ({"preprocessing": {"mean": [0.4] * 3}}, "accepted: mean and std of 3 channels or of 1"),
+        ({"preprocessing": 3}, "accepted: mean and std of 3 channels or of 1"),
+        ({"preprocessing": {"mean": [0] * 4, "std": [1] * 4, "size": [24, 24]}}, "of 3 channels"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, info, line):
+    made(tmp_path / "m", 3, (24, 24), info)
+    Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
+    done = CliRunner().invoke(cli, ["predict", str(tmp_path / "m"), str(tmp_path / "a.png")])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert line in done.output
