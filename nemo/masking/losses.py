@@ -1,7 +1,8 @@
 """Losses on masks: NeMo's contrastive loss (paper section 4.2) and MwT's cohesion and coupling.
 
 Shapes: masks are {layer: (B, N_l)} with one row per sample, labels are (B,). Every loss is the mean
-over layers. Cosines are taken with an epsilon, so an all-zero mask has cosine 0 with everything.
+over layers. An all-zero mask has cosine 0 with everything, and gradient 0: the cosine has no
+derivative there, and the epsilon that keeps it finite would give one of 1e11.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EPSILON = 1e-12  # the smallest length of a mask
 ContrastiveForm = Literal["equation", "released"]
 
 
@@ -96,7 +98,9 @@ def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
     device = next(iter(masks.values())).device
     with torch.autocast(device.type, enabled=False):
         for mask in masks.values():
-            unit = F.normalize(mask if mask.dtype == torch.float64 else mask.float(), dim=1)
+            mask = mask if mask.dtype == torch.float64 else mask.float()
+            alive = mask.detach().abs().amax(1, keepdim=True) > EPSILON
+            unit = F.normalize(torch.where(alive, mask, 0.0), dim=1, eps=EPSILON)
             layers.append(unit @ unit.T)
     return torch.stack(layers)
 
