@@ -1,0 +1,70 @@
+"""Modular.under: the model itself, with given masks where its generators multiply theirs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import nemo
+from tests.masking.test_generators import Tiny, small
+
+
+def test_each_sample_may_have_its_own_soft_mask():
+    torch.manual_seed(0)
+    modular = nemo.modularize(small("vit_small")).eval()
+    images = torch.randn(3, 3, 16, 16)
+    logits, masks = modular(images)
+    torch.testing.assert_close(modular.under(masks)(images), logits)
+
+
+def test_all_samples_may_share_one_and_fused_layers_be_named_as_a_whole():
+    modular = nemo.modularize(small("vit_small")).eval()
+    images = torch.randn(3, 3, 16, 16)
+    q = torch.arange(modular.layers["blocks.1.attn.q"]) % 2 == 0
+    whole = torch.cat([q, torch.ones(2 * len(q), dtype=torch.bool)])
+    masked = modular.under({"blocks.1.attn.q": q})
+    torch.testing.assert_close(masked(images), modular.under({"blocks.1.attn.qkv": whole})(images))
+    qkv = modular.model.blocks[1].attn.qkv
+    for parameter in (qkv.weight, qkv.bias):
+        parameter.data[: len(q)][~q] = 0
+    torch.testing.assert_close(modular.model(images), masked(images))  # parameters are shared
+
+
+class Other(Tiny):
+    """In training, the norm reads something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.stem(x))
+        return self.fc(self.bn(y.clone() if self.training else y).mean((2, 3)))
+
+
+def test_a_mask_that_does_not_act_is_an_error():
+    modular = nemo.modularize(Other().eval())
+    with pytest.raises(RuntimeError, match="conv: its mask did not act, since bn did not read"):
+        modular.train()(torch.randn(2, 3, 8, 8))
+
+
+def test_a_mask_acts_after_the_norm_also_where_backward_hooks_wrap_what_it_reads():
+    torch.manual_seed(0)
+    modular = nemo.modularize(Tiny()).eval()
+    images = torch.randn(2, 3, 8, 8)
+    before = modular(images)[0]
+    for module in (modular.model.conv, modular.model.bn):
+        module.register_full_backward_hook(lambda m, before, after: None)
+    torch.testing.assert_close(modular(images)[0], before)
+
+
+@pytest.mark.parametrize(
+    ("layer", "mask", "message"),
+    [
+        ("conv9", torch.ones(4), "no layer called 'conv9'; the model has: conv, fc, spare, stem"),
+        ("spare", torch.ones(2), "cannot be masked: it is not called as a module in forward"),
+        ("conv", [1, 1, 1, 1], "must be a bool tensor, got list"),
+        ("conv", torch.ones(3), r"must have shape \(B, 4\) or \(4,\), got \(3,\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_one_clear_error(layer, mask, message):
+    modular = nemo.modularize(Tiny())
+    with pytest.raises(ValueError, match=message):
+        modular.under({layer: mask})
