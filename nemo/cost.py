@@ -27,8 +27,9 @@ def count_flops(model: nn.Module, example: Any) -> int:
     """FLOPs of the first sample of the batch `example`, in eval mode."""
     # Detached, for the counter's hooks fail on views of parameters.
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-    training = model.training
+    training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's
     try:
         with (
             torch.no_grad(),
@@ -40,4 +41,5 @@ def count_flops(model: nn.Module, example: Any) -> int:
             call(lambda *a, **k: functional_call(model, state, a, k, tie_weights=False), first)
     finally:
         model.train(training)
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())

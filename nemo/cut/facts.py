@@ -117,7 +117,7 @@ def _flow(facts: Analysis, node: fx.Node, moving: list[fx.Node]) -> Callable[...
             if n in table:
                 return table[n]
             constant = facts.value[n]
-            if n not in facts.live or (isinstance(constant, Tensor) and is_index(constant)):
+            if n not in facts.live or is_index(constant):
                 return constant
             return facts.nonzero(n).float()
 
@@ -128,8 +128,9 @@ def _flow(facts: Analysis, node: fx.Node, moving: list[fx.Node]) -> Callable[...
     return function
 
 
-def is_index(value: Tensor) -> bool:
-    return not value.is_floating_point() and value.dtype != torch.bool
+def is_index(value: Any) -> bool:
+    """Whether it is a tensor of integers, such as ids."""
+    return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
 
 
 def _spread(facts: Analysis, node: fx.Node) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from nemo.cut.facts import Analysis, Kept, inputs_of
+from nemo.cut.facts import Analysis, Kept, inputs_of, is_index
 from nemo.cut.rules.pointwise import Pointwise
 
 
@@ -39,6 +39,7 @@ def blocked(facts: Analysis, kept: dict[fx.Node, Kept]) -> list[str]:
             for source in inputs_of(facts, node):
                 if (
                     source in kept
+                    and not is_index(facts.value[source])
                     and source not in facts.traced.inputs
                     and not all(bool(v.all()) for v in facts.hull(source))
                 ):

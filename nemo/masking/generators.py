@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nemo.masking.hooks import acting
+from nemo.masking.probe import is_transposed
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
 from nemo.masking.under import Under
 from nemo.signature import Signature, bare, moved, pick, signature
@@ -53,7 +54,7 @@ class MaskGenerator(nn.Module):
         if part is not None and isinstance(module, nn.MultiheadAttention):
             width = {"q": module.embed_dim, "k": module.kdim, "v": module.vdim}[part]
         else:
-            width = module.get_parameter(part or "weight").shape[1]
+            width = module.get_parameter(part or "weight").shape[0 if is_transposed(module) else 1]
         return cls(width, neurons, hidden, first_bias=True)
 
 

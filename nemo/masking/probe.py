@@ -20,7 +20,6 @@ from torch.nn.modules.conv import _ConvNd
 from nemo.masking.functional import FunctionalLinears
 from nemo.signature import Signature, moved
 
-LAYERS = (_ConvNd, nn.Linear)
 SAME = 1e-6  # relative change of an input's row that is rounding
 
 
@@ -57,6 +56,15 @@ class Call:
 
 Seen = Callable[["Call", "Tensor | None", Tensor], "Tensor | None"]
 Read = Callable[[str, Tensor], None]
+
+
+def is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether it is the Linear of Hugging Face's GPT-2, whose weight is (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def probe(model: nn.Module, takes: Signature) -> tuple[list[Call], Tensor]:
@@ -228,7 +236,7 @@ def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
     training = [module for _, module in modules if module.training]
     with ExitStack() as stack:
         for name, module in modules:
-            if isinstance(module, (*LAYERS, _BatchNorm)):
+            if is_layer(module) or isinstance(module, _BatchNorm):
                 for handle in hooks(name, module):
                     stack.callback(handle.remove)
         stack.callback(_train, training)

@@ -14,13 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nemo.masking.probe import LAYERS, Call, classifiers, layout, probe
+from nemo.masking.probe import Call, classifiers, is_layer, is_transposed, layout, probe
 from nemo.signature import Signature, signature
 from nemo.signature import call as called_with
 
@@ -109,7 +109,7 @@ def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
     found = [site for parts in sites.values() for site in parts]
     called = {site.module for site in found}
     for name, module in model.named_modules():
-        if isinstance(module, LAYERS) and name not in called:
+        if is_layer(module) and name not in called:
             found.append(Site(name, name, None, 0, _width(module), UNCALLED))
     return found
 
@@ -197,6 +197,6 @@ def _sites_of(call: Call, where: tuple[int, str] | str, skip: str | None) -> lis
 
 
 def _width(module: nn.Module) -> int:
-    width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    assert isinstance(width, int)
-    return width
+    if is_transposed(module):
+        return cast(int, module.nf)
+    return cast(int, module.out_features if isinstance(module, nn.Linear) else module.out_channels)

@@ -40,7 +40,11 @@ def gpt2(kind: str = "GPT2ForSequenceClassification") -> nn.Module:
         vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=16, num_labels=5,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return getattr(hf, kind)(config)
+    model = getattr(hf, kind)(config)
+    for name, parameter in model.named_parameters():
+        if ".h." in name and parameter.ndim > 1:  # or the blocks say next to nothing
+            parameter.data *= 10
+    return model
 
 
 def detr() -> nn.Module:
@@ -99,5 +103,6 @@ def test_a_saved_module_computes_what_its_masked_parent_does(name: str, tmp_path
         expected = by_hand(model, masks, inputs_of(batch, 3)).logits[..., [3, 0]]
         actual = run(module, inputs_of(batch, 3))
         assert actual.shape == expected.shape
-        assert expected.std() > 1e-3
+        whole = by_hand(model, {}, inputs_of(batch, 3)).logits[..., [3, 0]]
+        assert (whole - expected).abs().max() > 0.05 * expected.abs().max()  # masks matter
         assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()

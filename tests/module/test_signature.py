@@ -25,15 +25,13 @@ from tests.module.test_files import forge
 
 
 def cut(name: str, seed: int = 0, classes: tuple[int, ...] = (3, 0)) -> tuple[nn.Module, Any, Any]:
-    """A model, random masks of its layers that are modules, and the module of two classes."""
+    """A model, random masks, and the module of two classes."""
     torch.manual_seed(seed)
     model = randomise({"text": Text, "both": Both}[name](), seed)
     output = "logits" if name == "both" else None
     modular = nemo.modularize(model, inputs_of(name, 2, 0), output=output)
     random = torch.Generator().manual_seed(seed)
-    parts = dict(model.named_modules())
     masks = {n: torch.rand(w, generator=random) < 0.6 for n, w in modular.layers.items()}
-    masks = {name: mask for name, mask in masks.items() if name in parts}
     return model, masks, nemo.decompose(modular, masks, classes)
 
 
