@@ -229,8 +229,10 @@ def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
         ]
 
     def around(part: tuple[str, str], x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        owner, y = model.get_submodule(part[0]), compute(x)
-        result = None if owner in running else shown(part[0], owner, part[1], x, y)
+        y = compute(x)
+        if running:  # a layer that is called, whose weight may also be another module's
+            return y
+        result = shown(part[0], model.get_submodule(part[0]), part[1], x, y)
         return y if result is None else result
 
     training = [module for _, module in modules if module.training]

@@ -164,6 +164,24 @@ def test_a_layer_as_wide_as_the_logits_is_no_classifier():
     assert [site.skip for site in sites] == ["first layer", None, None, CLASSIFIER]
 
 
+class Tied(nn.Module):
+    """A language model, whose classifier has the weight of its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.body = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.body(self.embed(ids))))
+
+
+def test_a_weight_that_two_modules_share_is_one_layer_where_it_is_called():
+    sites = find_sites(Tied(), torch.arange(8).view(2, 4))
+    assert [(site.layer, site.skip) for site in sites] == [("body", None), ("head", CLASSIFIER)]
+
+
 def test_heads_of_models():
     assert head_names(build_model("deit_small", 4, 16), 4) == ["head", "head_dist"]
     assert head_names(build_model("simcnn", 4, 16), 4) == ["classifier.6"]
