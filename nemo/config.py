@@ -113,9 +113,14 @@ class Params(Strict):
     @field_validator("subsets")
     @classmethod
     def _subset_syntax(cls, subsets: list[str]) -> list[str]:
-        for subset in subsets:
-            if not re.fullmatch(r"[A-Za-z0-9_.-]+(\+[A-Za-z0-9_.-]+)*", subset):
-                raise ValueError(f"{subset!r} is no subset; accepted: all, 0-4, 3+5, cat+dog")
+        for subset in subsets:  # names folders and DVC's stages, in a shell's quotes
+            odd = re.search(r'^[\s.-]|\s$|[\x00-\x1f\x7f/\\"$`@|]', subset)
+            if not subset or odd or len(subset.encode()) > 150:
+                why = f", for its {odd[0]!r}" if odd else ""
+                raise ValueError(
+                    f"{subset!r} is no subset{why}; accepted: all, 0-4, 3+5, cat+dog, and for "
+                    "classes of other names their positions"
+                )
         return subsets
 
     @model_validator(mode="after")

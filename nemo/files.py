@@ -102,10 +102,20 @@ def writing(path: Path) -> Iterator[None]:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that takes its place when the block ends without an error.
 
+    Processes that write one folder wait for each other.
+
     What was at `out` before is moved away whole, so that no kill leaves a part of it, and comes
     back where the new one cannot take its place. A link to a folder stays a link.
     """
+    from nemo.locks import locked  # POSIX only; `nemo.load` runs anywhere
+
     out = out.resolve() if out.is_symlink() else out
+    with locked(out.with_name(f".{out.name}.lock.partial")), _replacing(out) as partial:
+        yield partial
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.partial")
     former = out.with_name(f".{out.name}.former.partial")
     if former.is_dir() and not out.exists():  # a process was killed between the two moves

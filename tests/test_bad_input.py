@@ -400,8 +400,13 @@ ROWS = {
     "no params": Row("prepare --dataset pets", "No such file", remove("params.yaml")),
     # class subsets
     "subset of what is no word": param_row(
-        "subsets", ["cat dog"], "subsets: 'cat dog' is no subset; accepted: all, 0-4, 3+5,"
+        "subsets", ["cat|dog"], "subsets: 'cat|dog' is no subset, for its '|'; accepted: all, 0-4,"
     ),
+    "subset that a shell reads": param_row(
+        "subsets", ["$(cat)+dog"], "'$(cat)+dog' is no subset, for its '$'; accepted: all, 0-4,"
+    ),
+    "subset of a folder above": param_row("subsets", ["../cat"], "no subset, for its '.'; acc"),
+    "subset of no class": subset_row(["cat dog"], "accepted: all, ranges such as 0-3, and 0 cat"),
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
     ),

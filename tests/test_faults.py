@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from nemo.cli.main import cli
+from nemo.data import load
 from nemo.files import new_folder, write_json
 from nemo.locks import locked
 from nemo.training.checkpoint import Checkpoint
@@ -240,3 +241,50 @@ def test_a_link_to_a_folder_stays_one_and_what_was_there_comes_back(tmp_path):
         raise KeyError
     assert (real / "a").read_text() == "two"
     assert [path.name for path in real.parent.iterdir()] == ["results"]
+
+
+PREPARE = """
+import sys
+from nemo.data import load, prepare
+from nemo.sections import DataSource
+for size in (16, 24, 16):
+    prepare("digits", DataSource(source="digits", size=size), sys.argv[1])
+"""
+
+
+def test_two_that_prepare_one_folder_leave_whole_images(tmp_path):
+    out = tmp_path / "data/digits"
+    command = [sys.executable, "-c", PREPARE, str(out)]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    said = [process.communicate(timeout=240)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    data = load(out)  # compares the sum of the arrays with what meta.json says
+    assert data.size == (16, 16)
+    assert [len(split) for split in data.splits.values()] == [1293, 144, 360]
+    assert [path.name for path in out.parent.iterdir()] == ["digits"]
+
+
+@pytest.mark.parametrize(
+    ("command", "lock"),
+    [
+        (["prepare", "--dataset", "digits"], "data/.digits.lock.partial"),
+        (["modularize", "--model", "resnet18", "--shape", "width=0.0625", "--data", "digits",
+          "--list-layers"], ".nemo-work.lock.partial"),
+    ],
+)  # fmt: skip
+def test_a_second_process_waits_for_the_first(tmp_path, command, lock):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with locked(tmp_path / lock):
+        second = subprocess.Popen(
+            [sys.executable, "-c", "from nemo.cli import main; main()", *command],
+            cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert "waiting for another process that does the same" in second.stdout.readline()
+        written = [path for path in tmp_path.rglob("*.safetensors") if ".partial" not in str(path)]
+        assert not written
+        assert second.poll() is None
+    said, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert list(tmp_path.rglob("arrays.safetensors"))
+    assert not list(tmp_path.rglob("*.lock.partial"))

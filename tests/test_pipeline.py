@@ -88,8 +88,8 @@ def dvc(root, *arguments):
 
 
 def outputs(root):
-    lines = [line.split() for line in dvc(root, "stage", "list").splitlines()]
-    return {name: [o.rstrip(",") for o in outs] for name, _, *outs in lines}
+    lines = [re.split(r"\s+Outputs ", line) for line in dvc(root, "stage", "list").splitlines()]
+    return {name: outs.strip().split(", ") for name, outs in lines}
 
 
 def rerun(project, file, old, new):

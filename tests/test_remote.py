@@ -41,6 +41,13 @@ def set_tau(root, tau):
     (root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
+def set_subsets(root, *subsets):
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    text = yaml.safe_dump(params | {"subsets": list(subsets)}, allow_unicode=True)
+    (root / "params.yaml").write_text(text)
+    (root / "outs.json").write_text(json.dumps(outputs(root)))
+
+
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
     """Forgets and returns the stages that ran since the last call."""
@@ -49,7 +56,7 @@ def ran(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
     def names():
-        found = file.read_text().split() if file.exists() else []
+        found = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
         return sorted(found)
 
@@ -101,6 +108,33 @@ def test_a_second_clone_skips_what_the_first_computed(first, tmp_path, ran):
     # what is in git is not in the cache: results and tables
     assert ran() == ["evaluate@digits-resnet18-nemo-0", "report"]
     assert outputs_of(second) == of_tau
+
+
+def test_what_a_given_up_subset_left_is_no_dependency(first, tmp_path, ran):
+    cell = first / "runs/digits/resnet18/nemo-0"
+    set_subsets(first, "0+1", "tabby cat+C+++Кошка")
+    dvc(first, "repro")
+    assert "finetune@digits-resnet18-nemo-0-tabby cat+C+++Кошка" in ran()
+    by_hand = cell / "modules/2+3"  # of `nemo decompose`: DVC has no copy of it
+    by_hand.mkdir()
+    (by_hand / "module.json").write_text("{}")
+    set_subsets(first, "tabby cat+C+++Кошка", "4+5")
+    dvc(first, "repro")
+    left = {folder.name for folder in cell.glob("*/*") if folder.is_dir()}
+    assert left == {"tabby cat+C+++Кошка", "4+5", "2+3"}
+    shutil.rmtree(by_hand)
+    dvc(first, "repro")
+    git(first, "add", "-A")
+    git(first, "commit", "-q", "-m", "another subset")
+    dvc(first, "push")
+    second = tmp_path / "second"
+    git(tmp_path, "clone", "-q", str(first), str(second))
+    dvc(second, "pull")
+    assert dvc(second, "status").strip() == "Data and pipelines are up to date."
+    assert outputs_of(second) == outputs_of(first)
+    ran()
+    dvc(second, "repro")
+    assert ran() == []
 
 
 def outputs_of(root):

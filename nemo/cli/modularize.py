@@ -73,7 +73,7 @@ MEASURED = {  # test accuracies, in `info` of the module
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
     "--work", type=click.Path(path_type=Path), default="nemo-work", show_default=True,
-    help="Keeps the trained parent: its next module needs no training.",
+    help="Keeps the trained parent: its next module needs no training. One run at a time.",
 )  # fmt: skip
 @click.option("--list-layers", is_flag=True, help="Say what can be cut, and train nothing.")
 def modularize(
@@ -91,6 +91,7 @@ def modularize(
     """Train your model on your images, and cut and fine-tune the module of some classes."""
     if out is None and not list_layers:
         raise click.UsageError("Missing option '--out'.")
+    from nemo.locks import locked
     from nemo.models.shapes import DeitShape
     from nemo.pipeline.modularize import check_new, make_module, own_params, train_parent, untrained
     from nemo.pipeline.rehearsal import coverage, layer_table, rehearse
@@ -102,22 +103,24 @@ def modularize(
     params = own_params(model, source, classes, seed, changes)
     if out is not None:
         check_new(out)
-    data = _prepared(params, work)
-    modular = untrained(params, data)
-    distilled = isinstance(params.architecture.of(model), DeitShape)
-    report = rehearse(modular, data, distilled)
-    click.echo("\n".join(coverage(modular, report)))
-    if list_layers:
-        click.echo("\n".join(layer_table(modular.layers)))
-        return
-    assert out is not None
-    layout = train_parent(params, data, work, click.echo)
-    module = make_module(params, data, layout, out, click.echo)
-    click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
-    show(card(module))
-    for key, what in MEASURED.items():
-        click.echo(f"test accuracy of the {what:<24} {module.info['test_accuracy'][key]:.1%}")
-    click.echo(f"wrote {out}")
+    # another run in this folder may be about to replace the images that this one reads
+    with locked(work.with_name(f".{work.name}.lock.partial")):
+        data = _prepared(params, work)
+        modular = untrained(params, data)
+        distilled = isinstance(params.architecture.of(model), DeitShape)
+        report = rehearse(modular, data, distilled)
+        click.echo("\n".join(coverage(modular, report)))
+        if list_layers:
+            click.echo("\n".join(layer_table(modular.layers)))
+            return
+        assert out is not None
+        layout = train_parent(params, data, work, click.echo)
+        module = make_module(params, data, layout, out, click.echo)
+        click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
+        show(card(module))
+        for key, what in MEASURED.items():
+            click.echo(f"test accuracy of the {what:<24} {module.info['test_accuracy'][key]:.1%}")
+        click.echo(f"wrote {out}")
 
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Needs no torch: report stages and the command line resolve subsets too.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from unicodedata import normalize
 
 from nemo.data.errors import DataError
 
@@ -16,7 +17,8 @@ def parse_subset(text: str, classes: Sequence[str]) -> list[int]:
 
     `all` is every class. Otherwise the parts between `+` are class names, positions from 0, or
     ranges of positions with both ends included. A class's name is tried first, so that `t-shirt`
-    is a class and not a range, and `3` is the class called 3 wherever it stands.
+    is a class and not a range, and `3` is the class called 3 wherever it stands. Of names that
+    hold a `+` the longest is tried first: `C+++cat` is the classes `C++` and `cat`.
 
     Raises:
         DataError: a part names no class, a range runs backwards or past the last class, a class is
@@ -24,14 +26,24 @@ def parse_subset(text: str, classes: Sequence[str]) -> list[int]:
     """
     if text == "all":
         return list(range(len(classes)))
+    text, *classes = (normalize("NFC", name) for name in (text, *classes))  # macOS has another form
     chosen: list[int] = []
-    for part in text.split("+"):
+    for part in _parts(text.split("+"), classes):
         for position in _positions(text, part, classes):
             if position in chosen:
                 name = classes[position]
                 raise DataError(f"subset {text!r}: class {position} ({name}) is named twice")
             chosen.append(position)
     return chosen
+
+
+def _parts(pieces: list[str], classes: Sequence[str]) -> Iterator[str]:
+    """The pieces, joined again where a class has a `+` in its name."""
+    while pieces:
+        ends = (end for end in range(len(pieces), 1, -1) if "+".join(pieces[:end]) in classes)
+        end = next(ends, 1)
+        yield "+".join(pieces[:end])
+        pieces = pieces[end:]
 
 
 def _positions(text: str, part: str, classes: Sequence[str]) -> list[int]:

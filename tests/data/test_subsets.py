@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from nemo.data import DataError, parse_subset
 
 DIGITS = [str(digit) for digit in range(10)]
+ODD = ["C++", "golden retriever", "C", "tabby cat", "Койка"]
 PETS = ["bird", "cat", "dog", "t-shirt", "0-1"]
 
 
@@ -27,6 +30,13 @@ PETS = ["bird", "cat", "dog", "t-shirt", "0-1"]
         ("0-1", PETS, [4]),
         ("1", ["2", "1", "0"], [1]),
         ("2", ["2", "1", "0"], [0]),
+        ("golden retriever+tabby cat", ODD, [1, 3]),
+        ("C++", ODD, [0]),
+        (normalize("NFD", "C+++Койка+C"), ODD, [0, 4, 2]),  # as macOS writes it
+        ("tabby cat+C+++C", ODD, [3, 0, 2]),
+        ("C+1+C++", ODD, [2, 1, 0]),
+        ("a+b", ["a", "a+b", "b"], [1]),
+        ("b+a", ["a", "a+b", "b"], [2, 0]),
     ],
 )
 def test_it_reads(text: str, classes: list[str], expected: list[int]) -> None:
