@@ -32,7 +32,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import nemo
 from benchmarks.measuring import REPORTS, Row, parser
 from benchmarks.networks import CLASSES, build
-from nemo.masking.sites import UNCALLED
 from tests.oracles.masked import modular_logits
 
 FIELDS = ["family", "model", "keep", "trained", "status", "error", "certificate", "loaded",
@@ -97,14 +96,15 @@ def calibrate(modular: nemo.Modular, masks: dict[str, Tensor], images: Tensor) -
 
 
 def random_masks(modular: nemo.Modular, keep: float, seed: int) -> dict[str, Tensor]:
-    """Of all layers but the classifier, also of those that have no generator."""
+    """Of all layers but the classifier, also of those that have no generator, where a mask per
+    sample could act."""
     generator = torch.Generator().manual_seed(seed)
     heads = getattr(modular.model, "default_cfg", {}).get("classifier") or ()
     heads = {heads} if isinstance(heads, str) else set(heads)
     return {
         site.layer: torch.rand(site.neurons, generator=generator) < keep
         for site in modular.found
-        if site.skip != UNCALLED
+        if site.batch is not None
         and site.module not in heads
         and (site.skip is None or site.neurons != CLASSES)
     }

@@ -114,9 +114,10 @@ def modular_logits(modular: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -
     fixed.sites = [
         replace(site, skip=None) for site in fixed.found if site.skip is None or site.layer in masks
     ]
+    fixed._keys = {site.layer: f"g{i}" for i, site in enumerate(fixed.sites)}
     fixed.generators = nn.ModuleDict(
         {
-            site.layer.replace(".", "_"): Fixed(masks.get(site.layer, torch.ones(site.neurons)))
+            fixed._keys[site.layer]: Fixed(masks.get(site.layer, torch.ones(site.neurons)))
             for site in fixed.sites
         }
     )
