@@ -43,8 +43,7 @@ from nemo.sections import (
 
 EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
 STANDARD = "standard"
-# and the section of the base method
-OVERRIDABLE = ("architecture", "decompose", "finetune", "masks", "train")
+OVERRIDABLE = ("architecture", "decompose", "finetune", "masks", "train")  # and the base's section
 
 
 class Params(Strict):

@@ -1,4 +1,4 @@
-"""How each ATen op is said in normal form: reshape, permute, slice, cat, matmul, reductions."""
+"""How each ATen op is said in normal form."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from typing import Any
 import torch
 from torch import fx
 
-from nemo.cut.graph import Dims, Rewriter, arg, as_weights, aten, dims, dims_of, lstm_outputs, run
-
-LAST = 2**63 - 1  # how "to the end" is traced
+from nemo.cut.graph import Dims, Rewriter, arg, as_weights, aten, dims, dims_of, lstm_outputs
+from nemo.cut.rearrange import (
+    concatenated,
+    expanded,
+    narrowed,
+    permuted,
+    reshaped,
+    selected,
+    sliced,
+    split,
+    stacked,
+    unbound,
+)
 
 # Ops without effect on a functional graph in eval mode.
 IDENTITIES = {
@@ -30,99 +40,6 @@ CHECKS = {
 
 
 Normaliser = Callable[[Rewriter, fx.Node], "fx.Node | list[fx.Node] | None"]
-
-
-def _axis(node: fx.Node, position: int, rank: int, default: int = 0) -> int:
-    """An argument that names a dimension, as a number from 0."""
-    return int(arg(node, position, node.kwargs.get("dim", default))) % rank
-
-
-def _reshaped(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    """view, flatten, unflatten, squeeze, ...: whatever the words, the shape of the result."""
-    return None if dims(node).count(None) > 1 else rewriter.reshape(arg(node, 0), dims(node))
-
-
-def _permuted(rewriter: Rewriter, node: fx.Node) -> fx.Node:
-    """transpose, movedim, ...: whatever the words, what becomes of dimensions of unequal sizes."""
-    source = arg(node, 0)
-    probe = torch.empty(*range(2, 2 + len(dims(source))), device="meta")
-    order = [size - 2 for size in run(node, probe, *node.args[1:], **node.kwargs).shape]
-    return rewriter.permute(source, order)
-
-
-def _selected(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    source, index = arg(node, 0), arg(node, 2)
-    if not isinstance(index, int):
-        return None
-    return _pick(rewriter, source, _axis(node, 1, len(dims(source))), index, dims(node))
-
-
-def _pick(rewriter: Rewriter, source: fx.Node, dim: int, index: int, shape: Dims) -> fx.Node | None:
-    size = dims(source)[dim]
-    if size is None or shape.count(None) > 1:
-        return None
-    start = index % size
-    return rewriter.reshape(rewriter.slice(source, dim, start, start + 1), shape)
-
-
-def _sliced(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    source: fx.Node = arg(node, 0)
-    start, stop, step = arg(node, 2), arg(node, 3), arg(node, 4, 1)
-    dim = _axis(node, 1, len(dims(source)))
-    size = dims(source)[dim]
-    if size is None:  # only x[:] is understood along the batch
-        return source if start in (0, None) and stop in (LAST, None) and step == 1 else None
-    if not all(v is None or isinstance(v, int) for v in (start, stop, step)):
-        return None
-    first, last, stride = slice(start, stop, step).indices(size)
-    if (first, last, stride) == (0, size, 1):
-        return source
-    return rewriter.slice(source, dim, first, last, stride)
-
-
-def _narrowed(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    source, start, length = arg(node, 0), arg(node, 2), arg(node, 3)
-    dim = _axis(node, 1, len(dims(source)))
-    if dims(source)[dim] is None or not isinstance(start, int) or not isinstance(length, int):
-        return None
-    return rewriter.slice(source, dim, start, start + length)
-
-
-def _split(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
-    """split, chunk, tensor_split: the pieces, as slices of the sizes that were traced."""
-    source = arg(node, 0)
-    dim = _axis(node, 2, len(dims(source)))
-    if dims(source)[dim] is None:
-        return None
-    pieces, start = [], 0
-    for piece in node.meta["val"]:
-        stop = start + int(piece.shape[dim])
-        pieces.append(rewriter.slice(source, dim, start, stop))
-        start = stop
-    return pieces
-
-
-def _unbound(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
-    source = arg(node, 0)
-    dim = _axis(node, 1, len(dims(source)))
-    size, shape = dims(source)[dim], dims(source)[:dim] + dims(source)[dim + 1 :]
-    if size is None or shape.count(None) > 1:
-        return None
-    pieces = [rewriter.slice(source, dim, index, index + 1) for index in range(size)]
-    return [rewriter.reshape(piece, shape) for piece in pieces]
-
-
-def _stacked(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    dim = _axis(node, 1, len(dims(node)))
-    shape = (*dims(node)[:dim], 1, *dims(node)[dim + 1 :])
-    if shape.count(None) > 1:
-        return None
-    return rewriter.cat([rewriter.reshape(source, shape) for source in arg(node, 0)], dim)
-
-
-def _concatenated(rewriter: Rewriter, node: fx.Node) -> fx.Node:
-    sources = [source for source in arg(node, 0) if dims(source) != (0,)]
-    return rewriter.cat(sources, _axis(node, 1, len(dims(node))))
 
 
 def _reduced(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
@@ -166,18 +83,6 @@ def _cast_back(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
         elif node.kwargs.get("dtype") == torch.float64 and node.all_input_nodes:  # zeros_like, ...
             new = Rewriter(graph, node.next).call(op, (node, *floats[:1]), dims(node))
             node.replace_all_uses_with(new, lambda user, new=new: user is not new)
-
-
-def _expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
-    """expand, expand_as; sizes that come from the batch can only stay as they are."""
-    source = arg(node, 0)
-    if dims(source) == dims(node):
-        return source  # type: ignore[no-any-return]
-    padded = (1,) * (len(dims(node)) - len(dims(source))) + dims(source)
-    if any(new is None and old is not None for old, new in zip(padded, dims(node), strict=True)):
-        return None
-    sizes = [-1 if size is None else size for size in dims(node)]
-    return rewriter.call(aten.expand.default, (source, sizes), dims(node))
 
 
 def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
@@ -266,35 +171,35 @@ NORMALISERS: dict[Any, Normaliser] = {
             aten.reshape_as.default, aten.unsqueeze.default, aten.squeeze.default,
             aten.squeeze.dim, aten.squeeze.dims,
         ],
-        _reshaped,
+        reshaped,
     ),
     **dict.fromkeys(
         [
             aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default,
             aten.movedim.int, aten.movedim.intlist, aten.numpy_T.default, aten.mT.default,
         ],
-        _permuted,
+        permuted,
     ),
-    aten.select.int: _selected,
-    aten.slice.Tensor: _sliced,
-    aten.narrow.default: _narrowed,
+    aten.select.int: selected,
+    aten.slice.Tensor: sliced,
+    aten.narrow.default: narrowed,
     **dict.fromkeys(
         [
             aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.split.sizes,
             aten.tensor_split.sections, aten.tensor_split.indices,
         ],
-        _split,
+        split,
     ),
-    aten.unbind.int: _unbound,
-    aten.stack.default: _stacked,
-    aten.cat.default: _concatenated,
+    aten.unbind.int: unbound,
+    aten.stack.default: stacked,
+    aten.cat.default: concatenated,
     **dict.fromkeys(
         [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default], _reduced
     ),
     **dict.fromkeys([aten.dropout.default, aten.feature_dropout.default], _dropped),
     **dict.fromkeys(CASTS, _cast),
     **dict.fromkeys(
-        [aten.expand.default, aten.expand_as.default, aten.broadcast_to.default], _expanded
+        [aten.expand.default, aten.expand_as.default, aten.broadcast_to.default], expanded
     ),
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,

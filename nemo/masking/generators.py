@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nemo.masking.hooks import acting
+from nemo.masking.inspection import signature
 from nemo.masking.probe import is_transposed
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
 from nemo.masking.under import Under
-from nemo.signature import Signature, bare, moved, pick, signature
+from nemo.signature import Signature, bare, moved, pick
 
 Masks = dict[str, Tensor]
 CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
@@ -192,7 +193,8 @@ def modularize(
         A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
 
     Raises:
-        ValueError: the model has nothing to mask, or one of the reasons of `nemo.signature`.
+        ValueError: the model has nothing to mask, or it is called in a way that cannot be cut; see
+            `nemo.masking.inspection`.
     """
     model = bare(model)
     takes = takes_of(model, example, output)
@@ -206,7 +208,7 @@ def takes_of(model: nn.Module, example: Any = None, output: str | int | None = N
     """How a model is called, seen from an example; of a modular model without one, what it knows.
 
     Raises:
-        ValueError: see `nemo.signature`.
+        ValueError: see `nemo.masking.inspection`.
     """
     if isinstance(model, Modular):
         output = model.takes.output if output is None else output

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nemo.masking.inspection import signature
 from nemo.masking.probe import Call, classifiers, is_layer, is_transposed, layout, probe
-from nemo.signature import Signature, signature
+from nemo.signature import Signature
 from nemo.signature import call as called_with
 
 PLAIN = (  # whose backward pass does not read their output

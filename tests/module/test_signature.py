@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import nemo
 from nemo.calibration import recalibrate_bn
 from nemo.cut import DecomposedModule
+from nemo.masking.inspection import signature
 from nemo.module.export import export
 from nemo.module.files import ArtefactError
 from nemo.predict import predict
-from nemo.signature import Input, Signature, signature
+from nemo.signature import Input, Signature
 from tests.cut.helpers import randomise
 from tests.cut.test_any_input import LENGTH, VOCABULARY, Both, Text, by_hand, inputs_of, run
 from tests.module.test_files import forge

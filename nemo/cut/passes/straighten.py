@@ -23,7 +23,8 @@ def straighten(traced: Traced, sample: Sequence[Tensor]) -> None:
     sizes = {n: v.shape for n, v in evaluate(traced, sample).items() if isinstance(v, Tensor)}
 
     def merged(node: fx.Node) -> bool:
-        return any(d is None and s > 1 for d, s in zip(dims(node), sizes[node], strict=True))
+        shape = sizes.get(node, dims(node))  # what was made here is direct
+        return any(d is None and s and s > 1 for d, s in zip(dims(node), shape, strict=True))
 
     for node in traced.calls():
         chain = [node]
