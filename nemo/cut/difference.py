@@ -41,5 +41,6 @@ def _differs(theirs: Tensor, ours: Tensor, needed: Tensor, kept: Kept, tolerance
         theirs, needed = theirs.index_select(d, index), needed.index_select(d, index)
     if theirs.shape != ours.shape:
         return True
+    theirs, ours = theirs.double(), ours.double()  # ids, too
     error = (theirs - ours).abs()[needed]
     return not bool((error <= tolerance * max(float(theirs.std()), 1e-300)).all())

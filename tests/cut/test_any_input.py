@@ -70,6 +70,33 @@ class Both(nn.Module):
         return {"features": features, "logits": self.fc(torch.relu(self.wide(features)))}
 
 
+class Bytes(nn.Module):
+    """Images as bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.fc.weight.dtype) / 255
+        return self.fc(torch.relu(self.second(torch.relu(self.first(x)))).mean((2, 3)))
+
+
+class Least(nn.Module):
+    """Attention with the least number of the type in place of minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCABULARY, 16)
+        self.q, self.k, self.v, self.out, self.fc = (nn.Linear(16, n) for n in (16, 16, 16, 16, 5))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(ids)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        off = (1.0 - mask[:, None].to(x.dtype)) * torch.finfo(x.dtype).min
+        return self.fc(self.out(torch.softmax(q @ k.transpose(1, 2) / 4 + off, -1) @ v).mean(1))
+
+
 @dataclass
 class Said:
     logits: Tensor
@@ -105,7 +132,9 @@ def inputs_of(name: str, batch: int, seed: int) -> Any:
 
     if name == "mlp":
         return floats(9)
-    if name == "text":
+    if name == "bytes":
+        return whole(256, 3, 8, 8).to(torch.uint8)
+    if name in ("text", "least"):
         mask = whole(2, LENGTH)
         mask[:, 0] = 1
         return whole(VOCABULARY, LENGTH), mask
@@ -121,6 +150,8 @@ MODELS = {
     "mlp": (mlp, None),
     "text": (Text, None),
     "ids": (Ids, None),
+    "bytes": (Bytes, None),
+    "least": (Least, None),
     "both": (Both, "logits"),
     "dataclass": (Dataclass, "logits"),
     "tuple": (Tuple, 1),

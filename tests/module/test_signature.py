@@ -165,6 +165,11 @@ class Returns(nn.Module):
         return self.make(self.fc(self.net(x).flatten(1)))
 
 
+class Floats(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
 IMAGES = torch.randn(2, 3, 9, 9)
 WRONG: dict[str, tuple[nn.Module, Any, Any, str]] = {
     "several": (Returns(lambda y: {"a": y, "b": y}), IMAGES, None,
@@ -179,6 +184,8 @@ WRONG: dict[str, tuple[nn.Module, Any, Any, str]] = {
     "sum": (Returns(torch.sum), IMAGES, None, r"\(\) for one sample and \(\) for three"),
     "norm": (Returns(lambda y: y, nn.BatchNorm2d(8, track_running_stats=False)), IMAGES, None,
              r"net\.3: a BatchNorm without running statistics"),
+    "float32": (nn.Sequential(Floats(), nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)), IMAGES, None,
+                r"float64, .* accepted: x\.to\(weight\.dtype\) instead of x\.float\(\)"),
     "number": (Returns(lambda y: y), (IMAGES, 3), None, "example: Tensor, int; accepted: a tensor"),
     "batches": (Text(), (torch.ones(2, LENGTH).long(), torch.ones(1, LENGTH).long()), None,
                 r"shapes \(2, 7\), \(1, 7\); accepted: a tensor, .* as many in each"),
@@ -193,6 +200,15 @@ def test_what_cannot_be_cut_is_one_line_in_modularize(case: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         nemo.modularize(model, example, output=output)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_trained_elsewhere_is_cut_alike(tmp_path: Path) -> None:
+    model, masks, module = cut("both")
+    example = inputs_of("both", 2, 0)
+    other = nemo.decompose(model, masks, (3, 0), example=example, output="logits")
+    assert other.takes == module.takes
+    inputs = inputs_of("both", 3, 1)
+    assert torch.equal(run(other, inputs), run(module, inputs))
 
 
 def test_models_are_taken_out_of_data_parallel() -> None:

@@ -109,5 +109,7 @@ class Cast(Pointwise):
     def emit(self, build: Builder, node: fx.Node, kept: Kept) -> Ref:
         x = build.fetch(arg(node, 0), kept)
         if node.target is as_weights:
-            return build.layer(node, "Cast", {}, {"like": torch.zeros(0)}, x, name=node.name)
+            return build.layer(
+                node, "Cast", {}, {"like": torch.zeros(0).double()}, x, name=node.name
+            )
         return build.op(node, node.target, x, build.values[arg(node, 1)])
