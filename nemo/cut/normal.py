@@ -227,6 +227,8 @@ def normalise(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
         if node.target in CHECKS:
             graph.erase_node(node)
             continue
+        if "device" in node.kwargs and node.all_input_nodes:  # that of the input, where it runs
+            node.kwargs = {key: v for key, v in node.kwargs.items() if key != "device"}
         if node.target is aten.sym_size.int and node.meta["val"].node.expr == batch.node.expr:
             node.args = (entry, 0)
         normaliser = NORMALISERS.get(node.target)

@@ -93,7 +93,8 @@ class Least(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x = self.words(ids)
         q, k, v = self.q(x), self.k(x), self.v(x)
-        off = (1.0 - mask[:, None].to(x.dtype)) * torch.finfo(x.dtype).min
+        ones = torch.ones_like(mask, dtype=x.dtype, device=x.device)
+        off = (ones - mask)[:, None] * torch.finfo(x.dtype).min
         return self.fc(self.out(torch.softmax(q @ k.transpose(1, 2) / 4 + off, -1) @ v).mean(1))
 
 
