@@ -136,6 +136,11 @@ def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Trace
     returns.args = (nodes[outputs[0].arg.name],)
     _fold_lifted(graph, constants, lifted)
     normalise(graph, entries)
+    if returns.args[0].meta["dims"][0] is not None:
+        raise ValueError(
+            "the model cannot be traced: it takes the batch size for a constant, as len(x) does; "
+            "accepted: x.shape[0]"
+        )
     _narrow(graph, constants)
     return Traced(graph, takes, entries, constants, paths)
 

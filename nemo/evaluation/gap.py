@@ -9,6 +9,7 @@ samples, and `+ bn` re-estimates BatchNorm on these images.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
 from nemo.evaluation.modular import load_class_masks
 from nemo.masking.class_masks import mask_frequency, masks_from_frequency, sample_bits
-from nemo.masking.constant import mean_scales, scaled
+from nemo.masking.constant import mean_scales
 from nemo.masking.generators import Modular
 from nemo.predict import accuracy, predict
 from nemo.trained import load_cell, weights_sha256
@@ -56,7 +57,7 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
             binary = {layer: mask.float() for layer, mask in of_classes.select(classes).items()}
             mean = {layer: mask * soft[layer].cpu() for layer, mask in binary.items()}
             for name, scales in (("binary", binary), ("mean", mean)):
-                model = scaled(modular, scales)
+                model = copy.deepcopy(modular).under(scales).eval()
                 row[f"{name}{threshold}"] = _accuracy(model, validation, classes)
                 recalibrate_bn(model, train)
                 row[f"{name} + bn{threshold}"] = _accuracy(model, validation, classes)

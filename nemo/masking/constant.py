@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nemo.data import Batches, Prepared
 from nemo.masking.generators import Modular
+from nemo.signature import moved
 
 
 @torch.inference_mode()
@@ -33,6 +34,9 @@ def scaled(modular: Modular, scales: Mapping[str, Tensor]) -> nn.Module:
 
     Args:
         scales: {layer: (N_l,)} for every masked layer.
+
+    Raises:
+        ValueError: weights are computed or shared, so that scaling them is not scaling neurons.
     """
     model = copy.deepcopy(modular.model).eval()
     for site in modular.sites:
@@ -41,4 +45,9 @@ def scaled(modular: Modular, scales: Mapping[str, Tensor]) -> nn.Module:
         rows = slice(None) if site.norm else slice(site.start, site.stop)
         for parameter in module.parameters(recurse=False):
             parameter[rows] *= scale.view(-1, *(1,) * (parameter.ndim - 1))
+    batch = moved(modular.takes.draw(2, 0), next(model.parameters()))
+    expected = modular.takes.run(copy.deepcopy(modular).under(scales).eval(), batch)
+    error = (modular.takes.run(model, batch) - expected).abs().max()
+    if not error <= 1e-3 * expected.abs().max():
+        raise ValueError("weights are computed or shared: neurons cannot be scaled in them")
     return model

@@ -88,8 +88,10 @@ class Modular(nn.Module):
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
-            reasons = "; ".join(f"{layer}: {why}" for layer, why in self.skipped.items())
-            raise ValueError(f"the model has no layer to mask ({reasons or 'no Conv2d or Linear'})")
+            reasons = "; ".join(": ".join(item) for item in self.skipped.items())
+            raise ValueError(
+                f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
+            )
         self._keys = _keys(self.sites)
         reference = next(model.parameters())
         self.generators = nn.ModuleDict(
@@ -179,7 +181,7 @@ def modularize(
     """Attach mask generators to every maskable layer of `model` (paper section 4.1).
 
     Args:
-        model: any module of Conv2d and Linear layers; it is wrapped, not edited or copied.
+        model: any module of convolutions and Linears; it is wrapped, not edited or copied.
         example: a batch, as the model takes it: a tensor, a tuple of tensors, or a dict of tensors
             that are passed by name; of any type, with the samples in the first dimension. It is
             run, to see which layers are used and in what order. By default images of the size that

@@ -197,6 +197,12 @@ class Partition(nn.Module):
         return self.head(self.a(x.reshape(-1, 4, 8)).relu().view(count, -1, 8).mean(1))
 
 
+def test_a_batch_that_is_traced_as_a_constant_is_one_clear_line():
+    modular = nemo.modularize(Partition(), torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"^the model cannot be traced: .* as len\(x\) does"):
+        nemo.decompose(modular, {"a": torch.arange(8) > 3})
+
+
 def test_an_image_of_another_size_that_changes_the_folding_is_refused():
     modular = nemo.modularize(Partition(), torch.zeros(2, 3, 2, 2))
     modular(torch.zeros(3, 3, 2, 2))

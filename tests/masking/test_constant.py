@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from nemo import class_masks, decompose, modularize
@@ -14,6 +15,17 @@ def test_a_model_scaled_by_binary_masks_is_the_module_that_is_cut():
     whole = scaled(modular, {layer: mask.float() for layer, mask in masks.items()})
     module = decompose(modular, masks)
     torch.testing.assert_close(whole(images)[:, [1, 3]], module(images), atol=1e-4, rtol=1e-4)
+
+
+def test_neurons_of_computed_weights_are_not_scaled_in_them():
+    torch.manual_seed(0)
+    modular = modularize(build_model("timm/nf_resnet26", 4, 32))
+    for parameter in modular.model.parameters():  # a block's last gain starts at zero
+        if parameter.numel() == 1:
+            parameter.data.fill_(1)
+    half = {layer: torch.full((neurons,), 0.5) for layer, neurons in modular.layers.items()}
+    with pytest.raises(ValueError, match="weights are computed or shared"):
+        scaled(modular, half)
 
 
 def test_mean_scales_are_the_average_mask_over_all_images():
