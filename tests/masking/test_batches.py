@@ -227,6 +227,11 @@ def test_families_that_fold_windows_or_patches_train(name, size):
     modular.eval()
     with torch.no_grad():
         torch.testing.assert_close(modular(images)[0][1:2], modular(images[1:2])[0])
+    random = torch.Generator().manual_seed(0)
+    masks = {layer: torch.rand(n, generator=random) < 0.5 for layer, n in modular.layers.items()}
+    module = nemo.decompose(modular, masks).double()
+    expected = modular_logits(modular, masks, images)
+    torch.testing.assert_close(module(images.double()), expected, rtol=0, atol=1e-9)
 
 
 def test_a_layer_with_its_input_by_name_is_skipped():
