@@ -23,7 +23,7 @@ from nemo.masking.hooks import acting
 from nemo.masking.inspection import signature
 from nemo.masking.probe import is_transposed
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
-from nemo.masking.under import Under
+from nemo.masking.under import Under, check_double
 from nemo.signature import Signature, bare, moved, pick
 
 Masks = dict[str, Tensor]
@@ -200,24 +200,11 @@ def modularize(
     """
     model = bare(model)
     takes = takes_of(model, example, output)
-    _check_double(model, takes)
+    check_double(model, takes)
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
     sites = find_sites(model, takes)
     masked = [site for site in sites if site.skip is None]
     return Modular(model, sites, overwritable(model, masked, batch), takes)
-
-
-def _check_double(model: nn.Module, takes: Signature) -> None:
-    """Modules are proved in float64; what does not run in it is told before a training."""
-    try:
-        with torch.no_grad():
-            takes.run(Under(model, [], {}).in_double(), takes.draw(1, 0))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the model does not run in float64, in which modules are proved: {reason}; accepted: "
-            "x.to(weight.dtype) instead of x.float()"
-        ) from error
 
 
 def takes_of(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:

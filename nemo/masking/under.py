@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nemo.masking.hooks import acting
 from nemo.masking.sites import UNCALLED, Site
+from nemo.signature import Signature
 
 Masks = Mapping[str, Tensor]
 
@@ -62,6 +63,23 @@ class Under(nn.Module):
         # computed weights (weight_norm, prune) that still hang on a graph, which deepcopy refuses
         memo = {id(value): value.detach().clone() for value in tensors if not value.is_leaf}
         return copy.deepcopy(self, memo).cpu().double().eval().requires_grad_(False)
+
+
+def check_double(model: nn.Module, takes: Signature) -> None:
+    """Modules are proved in float64; what does not run in it is told before a training.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    try:
+        with torch.no_grad():
+            takes.run(Under(model, [], {}).in_double(), takes.draw(1, 0))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the model does not run in float64, in which modules are proved: {reason}; accepted: "
+            "x.to(weight.dtype) instead of x.float()"
+        ) from error
 
 
 def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
