@@ -185,7 +185,7 @@ def test_the_plan_knows_that_the_file_decides(project):
     [
         ("sparse", {"weight": -1}, "sparse.weight"),
         ("methods", ["standard", "spares"], "accepted: .*sparse"),
-        ("masks", {"selector": "tops"}, "accepted: frequency, top"),
+        ("masks", {"selector": "tops"}, "accepted: frequency, taylor, activation, top"),
         ("models", ["small_cn"], "accepted: .*small_cnn"),
     ],
 )
