@@ -26,7 +26,12 @@ def count_parameters(model: nn.Module) -> int:
 def count_flops(model: nn.Module, example: Any) -> int:
     """FLOPs of the first sample of the batch `example`, in eval mode."""
     # Detached, for the counter's hooks fail on views of parameters.
-    state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    # Each module once: functional_call leaves its tensors in one that has several names.
+    state = {
+        f"{name}.{kind}".lstrip("."): parameter.detach()
+        for name, module in model.named_modules()
+        for kind, parameter in module.named_parameters(recurse=False)
+    }
     training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's
@@ -36,7 +41,6 @@ def count_flops(model: nn.Module, example: Any) -> int:
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            # The state names each shared tensor as often as the model does.
             first = tree_map(lambda x: x[:1], example)
             call(lambda *a, **k: functional_call(model, state, a, k, tie_weights=False), first)
     finally:

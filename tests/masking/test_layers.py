@@ -182,6 +182,17 @@ def test_a_weight_that_two_modules_share_is_one_layer_where_it_is_called():
     assert [(site.layer, site.skip) for site in sites] == [("body", None), ("head", CLASSIFIER)]
 
 
+def test_a_model_whose_parts_share_a_module_stays_as_it_was():
+    shared = nn.Conv2d(8, 8, 1)
+    parts = [nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Conv2d(8, 8, 1))]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *parts, head)
+    before = dict(model.named_parameters())
+    nemo.decompose(model, {"2.1": torch.arange(8) > 3}, example=torch.zeros(2, 3, 4, 4))
+    after = model.state_dict(keep_vars=True)
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
 def test_heads_of_models():
     assert head_names(build_model("deit_small", 4, 16), 4) == ["head", "head_dist"]
     assert head_names(build_model("simcnn", 4, 16), 4) == ["classifier.6"]
