@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+import nemo
 from nemo.masking.sites import example_input, find_sites
 from nemo.models import build_model
 
@@ -73,3 +74,18 @@ def test_the_example_has_the_size_the_model_says():
     assert example_input(Twice()).shape == (2, 3, 8, 8)
     assert example_input(build_model("timm/vit_tiny_patch16_224", 4, 64)).shape == (2, 3, 64, 64)
     assert example_input(nn.Linear(2, 2).double()).dtype == torch.float64
+
+
+def test_a_layer_at_which_little_of_the_sample_arrives_is_masked():
+    """A sample moves the input of `late` by 1e-7 of its size: less than rounding often does."""
+
+    class Faint(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.late, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.late(1 + 1e-7 * self.first(x)))
+
+    torch.manual_seed(0)
+    assert nemo.modularize(Faint(), torch.randn(2, 8)).layers == {"late": 8}
