@@ -27,9 +27,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+)
 
 from nemo.cells import Cell
+from nemo.files import read_json
 
 FORMAT = 1
 TIMES = "times"  # the folder beside those of the data sets
@@ -39,6 +49,12 @@ Row = dict[str, Any]
 
 class MissingResultError(ValueError):
     """A result is absent, unreadable, or of other params: one line that says what makes it."""
+
+
+def _numbered(row: dict[str, float]) -> dict[str, float]:
+    if "epoch" not in row:
+        raise ValueError("no epoch")
+    return row
 
 
 @dataclass(frozen=True)
@@ -76,6 +92,130 @@ class CellResult:
 EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
 
 
+Number = StrictFloat | StrictInt
+Epochs = list[Annotated[dict[str, Number], AfterValidator(_numbered)]]
+
+
+class _Part(BaseModel):
+    """What tables and MLflow read of a file; figures of a plugin's own may come besides."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, Number | bool | None]
+
+
+class _Metrics(_Part):
+    accuracy: Number
+    parameters: Number
+    flops: Number
+
+
+class _Module(_Metrics):
+    subset: str
+    classes: list[int]
+    history: Epochs
+
+
+class _Alternative(_Metrics):
+    subset: str
+    alternative: str
+
+
+class _Gap(_Part):
+    subset: str
+
+
+class _Granularity(_Metrics):
+    subset: str
+    threshold: Number
+    granularity: str
+
+
+class _Threshold(_Part):
+    threshold: Number
+
+
+class _Step(_Part):
+    method: str
+    ms: Number
+    ratio: Number
+
+
+class _Latency(_Step):
+    subset: str
+    batch: int
+
+
+class _Operation(_Part):
+    what: str
+    subset: str = ""
+    seconds: Number
+
+
+class _Times(BaseModel):
+    training: list[_Step]
+    latency: list[_Latency]
+    operations: list[_Operation]
+
+
+class _Layer(BaseModel):
+    layer: str
+    neurons: int
+    kept: list[int]
+
+
+class _Masks(BaseModel):
+    layers: list[_Layer]
+    class_nrr: list[Number]
+    coupling_matrix: list[list[Number]]
+
+
+class _Data(BaseModel):
+    name: str
+    title: str
+    classes: list[str]
+    counts: dict[str, int]
+    size: list[int]
+    sha256: str
+
+
+class _Where(BaseModel):
+    device: str = ""
+    machine: str = ""
+
+
+class _Made(BaseModel):
+    trained: _Where
+
+
+class _Cell(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    dataset: str
+    model: str
+    method: str
+    seed: int
+
+
+class _Body(BaseModel):
+    """The whole of a file of results."""
+
+    cell: _Cell
+    profile: str
+    base: str
+    family: Literal["cnn", "transformer"]
+    params: Row
+    data: _Data
+    made: _Made
+    metrics: _Metrics
+    subsets: dict[str, Number]
+    history: Epochs
+    masks: _Masks | None
+    modules: list[_Module]
+    alternatives: list[_Alternative] = []
+    gap: list[_Gap] = []
+    granularity: list[_Granularity] = []
+    thresholds: list[_Threshold] = []
+
+
 def result_file(root: Path, profile: str, cell: Cell) -> Path:
     folder = root / "results" / profile / cell.dataset / cell.model
     return folder / f"{cell.method}-{cell.seed}.json"
@@ -97,10 +237,18 @@ def read_result(path: Path) -> CellResult:
         raise MissingResultError(f"{path} is not JSON; {remedy}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise MissingResultError(f"{path} holds no results of format {FORMAT}; {remedy}")
+    _check(_Body, body, path, remedy)
+    return _parse(body)
+
+
+def _check(kind: type[BaseModel], body: Any, path: Path, remedy: str) -> None:
     try:
-        return _parse(body)
-    except (KeyError, TypeError) as error:
-        raise MissingResultError(f"{path} is damaged ({error}); {remedy}") from None
+        kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        why = f"{where}: {first['msg']}"
+        raise MissingResultError(f"{path} is damaged ({why}); {remedy}") from None
 
 
 def _parse(body: Row) -> CellResult:
@@ -130,3 +278,17 @@ def times_file(root: Path, profile: str, cell: Cell) -> Path:
     """Where `benchmarks.times` keeps what the cells of a model and seed cost, by any method."""
     folder = root / "results" / profile / TIMES / cell.dataset
     return folder / f"{cell.model}-{cell.seed}.json"
+
+
+def read_times(path: Path) -> Row:
+    """
+    Raises:
+        MissingResultError: the file holds no times.
+    """
+    remedy = "`python -m benchmarks.times` makes it, or leave it out"
+    try:
+        body: Row = read_json(path)
+    except ValueError:
+        raise MissingResultError(f"{path} is not JSON; {remedy}") from None
+    _check(_Times, body, path, remedy)
+    return body

@@ -403,9 +403,11 @@ ROWS = {
         "subsets", ["cat|dog"], "subsets: 'cat|dog' is no subset, for its '|'; accepted: all, 0-4,"
     ),
     "subset that a shell reads": param_row(
-        "subsets", ["$(cat)+dog"], "'$(cat)+dog' is no subset, for its '$'; accepted: all, 0-4,"
+        "subsets", ["$(cat)+dog"], "subsets: '$(cat)+dog' is no subset, for its '$'; accepted:"
     ),
-    "subset of a folder above": param_row("subsets", ["../cat"], "no subset, for its '.'; acc"),
+    "subset of a folder above": param_row(
+        "subsets", ["../cat"], "subsets: '../cat' is no subset, for its '.'; accepted: all,"
+    ),
     "subset of no class": subset_row(["cat dog"], "accepted: all, ranges such as 0-3, and 0 cat"),
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
@@ -628,7 +630,27 @@ ROWS = {
         "report", f"{RESULT} holds no results of format 1; `dvc repro`", write(RESULT, b'{"a": 1}')
     ),
     "result without modules": Row(
-        "report", f"{RESULT} is damaged ('modules'); `dvc repro`", write(RESULT, b'{"format": 1}')
+        "report", f"{RESULT} is damaged (cell: Field req", write(RESULT, b'{"format": 1}')
+    ),
+    "result with a word for a number": Row(
+        "report",
+        f"{RESULT} is damaged (subsets.cat+dog.float: Input should be a valid number); `dvc repro`",
+        all_of(evaluated, edit(RESULT, subsets={"cat+dog": "good"})),
+    ),
+    "result with a word for a number, to be published": Row(
+        "publish",
+        f"{RESULT} is damaged (metrics.accuracy.float: Input should be a valid number); ",
+        all_of(evaluated, edit(RESULT, metrics={"accuracy": "good"})),
+    ),
+    "result without epochs": Row(
+        "publish",
+        f"{RESULT} is damaged (history.0: Value error, no epoch); `dvc repro` makes it",
+        all_of(evaluated, edit(RESULT, history=[{"loss": 1.0}])),
+    ),
+    "times that are damaged": Row(
+        "report",
+        "results/tiny/times/pets/resnet18-0.json is damaged (training: Field required); `python",
+        all_of(evaluated, write("results/tiny/times/pets/resnet18-0.json", b"{}")),
     ),
     "result of other params": Row(
         "report",

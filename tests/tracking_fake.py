@@ -71,7 +71,7 @@ def write_result(root: Path, params: Params, cell: Cell, epochs: int = 3, tuned:
         "made": {"trained": MADE, "evaluated": MADE}, "metrics": metrics,
         "subsets": dict.fromkeys(params.subsets, 0.97 - lost),
         "history": history(cell, epochs, tau),
-        "masks": {"nrr": 0.2} if base.modular else None,
+        "masks": {"layers": [], "class_nrr": [], "coupling_matrix": []} if base.modular else None,
         "modules": modules if base.modular else [],
     }  # fmt: skip
     write_json(result_file(root, params.profile, cell), content)

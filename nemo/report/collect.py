@@ -13,7 +13,6 @@ from pathlib import Path
 from nemo.cells import Cell, cells
 from nemo.config import STANDARD, Params, load_params
 from nemo.fields import ParamsError
-from nemo.files import read_json
 from nemo.metrics import Subject
 from nemo.results import (
     CellResult,
@@ -21,6 +20,7 @@ from nemo.results import (
     ModuleResult,
     Row,
     read_result,
+    read_times,
     result_file,
     result_files,
     times_file,
@@ -206,4 +206,4 @@ def _datasets(results: list[CellResult]) -> dict[str, Row]:
 def _times(results: list[CellResult], root: Path) -> dict[tuple[str, str, int], Row]:
     cells = {(r.cell.dataset, r.cell.model, r.cell.seed): r for r in results}
     files = {key: times_file(root, r.profile, r.cell) for key, r in cells.items()}
-    return {key: read_json(file) for key, file in files.items() if file.is_file()}
+    return {key: read_times(file) for key, file in files.items() if file.is_file()}
