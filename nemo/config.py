@@ -39,6 +39,7 @@ from nemo.sections import (
     TrainParams,
     architectures,
     mask_params,
+    method_sections,
 )
 
 EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
@@ -222,16 +223,11 @@ def _validated(raw: dict[str, Any], prefix: str = "") -> Params:
     """Params of a class that knows the registered models, and the sections of the methods."""
     masks = raw.get("masks")
     chosen = masks.get("selector", "frequency") if isinstance(masks, dict) else "frequency"
+    fields: dict[str, Any] = {"architecture": (architectures(), ...), **method_sections(Params)}
     try:
-        fields: dict[str, Any] = {
-            "architecture": (architectures(), ...),
-            "masks": (mask_params(str(chosen)), ...),
-        }
+        fields["masks"] = (mask_params(str(chosen)), ...)
     except ValueError as error:
         raise ParamsError(f"{prefix}masks.selector: {error}") from None
-    for method in OBJECTIVES.values():
-        if method.section is not None:
-            fields[method.section] = (method.params | None, None)  # type: ignore[operator]
     kind = create_model("Params", __base__=Params, **fields)
     try:
         return kind.model_validate(raw)

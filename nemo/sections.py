@@ -12,6 +12,7 @@ from nemo.fields import (
     Count,
     MethodName,
     NonNegative,
+    ParamsError,
     PerFamily,
     Positive,
     Share,
@@ -19,6 +20,7 @@ from nemo.fields import (
     Switch,
     Whole,
 )
+from nemo.masking.objectives import OBJECTIVES
 from nemo.masking.selectors import SELECTORS
 from nemo.models.registry import MODELS, TIMM, Shape, check_model_name
 from nemo.models.shapes import TimmShape
@@ -68,9 +70,37 @@ class Architectures(Strict):
 
 def architectures() -> type[Architectures]:
     """The section `architecture`, with a key for every registered model."""
-    fields = {name: (model.shape | None, None) for name, model in MODELS.items()}
-    made: type[Architectures] = create_model("Architectures", __base__=Architectures, **fields)  # type: ignore[call-overload]
+    fields: dict[str, Any] = {}
+    for name, model in MODELS.items():
+        _check_key(name, f"the model {name!r}", Architectures)
+        fields[name] = (model.shape | None, None)
+    made: type[Architectures] = create_model("Architectures", __base__=Architectures, **fields)
     return made
+
+
+def method_sections(params: type[Strict]) -> dict[str, Any]:
+    """{key: field} of the sections that registered methods add to `params`.
+
+    Raises:
+        ParamsError: `params`, or a method with other settings, has that key already.
+    """
+    fields: dict[str, Any] = {}
+    for method in OBJECTIVES.values():
+        if method.section is not None:
+            what = f"the section {method.section!r} of the method {method.name!r}"
+            field = (method.params | None, None)  # type: ignore[operator]
+            if fields.setdefault(method.section, field) != field:
+                raise ParamsError(f"plugins: {what} is another method's; choose another name")
+            _check_key(method.section, what, params)
+    return fields
+
+
+def _check_key(name: str, what: str, section: type[Strict]) -> None:
+    """Raise ParamsError unless a section can have a key of this name besides its own."""
+    taken = name in section.model_fields or hasattr(section, name)
+    if taken or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        why = "is a word of params.yaml already" if taken else "is no word"
+        raise ParamsError(f"plugins: {what} {why}; choose another name")
 
 
 class Recipe(Strict):

@@ -33,14 +33,14 @@ def given_up(params: Params, lock: Path) -> Iterator[Path]:
         wanted |= {layout.extra(cell, name).parent for name in asked}
     folders = {layout.cell(cell) for cell in cells(params)}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the file may be long
-    stages = yaml.load(lock.read_text(encoding="utf-8"), loader)["stages"]
+    stages = yaml.load(lock.read_text(encoding="utf-8"), loader).get("stages", {})
     for out in (Path(out["path"]) for stage in stages.values() for out in stage.get("outs", ())):
         if out not in wanted and folders.intersection(out.parents) and out.is_dir():
             yield out
 
 
 if __name__ == "__main__":
-    with suppress(ParamsError):  # the command itself tells
+    with suppress(ParamsError, yaml.YAMLError):  # the command tells of the one, DVC of the other
         for folder in given_up(load_params(), Path("dvc.lock")):
             shutil.rmtree(folder)
     run("plan")

@@ -7,6 +7,8 @@ import yaml
 
 from nemo.config import load_params
 from nemo.fields import ParamsError
+from nemo.masking.objectives import OBJECTIVES, Objective, ObjectiveParams
+from nemo.models.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -93,3 +95,28 @@ def test_stage_names_that_would_be_one_are_refused(tmp_path):
     params |= {"methods": ["standard", "nemo", "nemo-1"], "seeds": [0, 1]}
     with pytest.raises(ParamsError, match="nemo-1 is that of nemo with seed 1"):
         load(tmp_path, params | {"subsets": ["0-4", "4"]})
+
+
+@pytest.mark.parametrize(
+    ("section", "line"),
+    [
+        ("data", "the section 'data' of the method 'mine' is a word of params.yaml already"),
+        ("subsets", "the section 'subsets' of the method 'mine' is a word of params.yaml already"),
+        ("base_of", "the section 'base_of' of the method 'mine' is a word of params.yaml already"),
+        ("loss", "the section 'loss' of the method 'mine' is another method's; choose another"),
+        ("a.b", "the section 'a.b' of the method 'mine' is no word; choose another name"),
+    ],
+)
+def test_a_plugins_section_may_not_be_one_that_is_there(tmp_path, monkeypatch, section, line):
+    mine = Objective("mine", "mine", section, ObjectiveParams, lambda params, family: None)
+    monkeypatch.setitem(OBJECTIVES, "mine", mine)
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, DEFAULT)
+    (only,) = str(caught.value).splitlines()
+    assert f"plugins: {line}" in only
+
+
+def test_a_plugins_model_may_not_be_called_as_what_the_section_has(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "of", MODELS["resnet18"])
+    with pytest.raises(ParamsError, match=r"the model 'of' is a word of params\.yaml alr"):
+        load(tmp_path, DEFAULT)

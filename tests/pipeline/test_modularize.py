@@ -48,6 +48,25 @@ def made(tmp_path_factory):
     return root, result.output
 
 
+def test_classes_of_any_name_become_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "my pets", ["C++", "golden retriever", "Кошка"])
+    command = ["--model", "resnet18", "--data", "my pets", *TINY, "--classes"]
+    unknown = run(*command, "golden+C++", "--out", "m")
+    assert unknown.output.count("\n") == 1
+    assert "'golden' is no class; accepted: all, ranges such as 0-2, and 0 C++, 1 gold" in (
+        unknown.output
+    )
+    result = run(*command, "golden retriever+C+++Кошка", "--out", "my module")
+    assert result.exit_code == 0, result.output
+    module = nemo.load("my module")
+    assert module.info["class_names"] == ["golden retriever", "C++", "Кошка"]
+    assert module.classes == [1, 0, 2]
+    images = sorted((tmp_path / "my pets/C++").iterdir())
+    predicted = CliRunner().invoke(cli, ["predict", "my module", *map(str, images)])
+    assert {line.split("\t")[1] for line in predicted.output.splitlines()} == {"C++"}
+
+
 def test_an_image_folder_becomes_a_fine_tuned_module(made):
     root, output = made
     module = nemo.load(root / "modules/a")
