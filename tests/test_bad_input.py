@@ -515,7 +515,7 @@ ROWS = {
         "class 'dog' is in train but not in val", images("other", {**BOTH, "val/cat": 2})
     ),
     "two validation folders": folder_row(
-        "valid is a second validation folder",
+        "valid is a second val folder",
         images("other", {**BOTH, "val/cat": 2, "valid/dog": 2}),
     ),
     "no training images": folder_row(
