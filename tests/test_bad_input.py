@@ -681,7 +681,7 @@ ROWS = {
     "no module": Row("inspect nope", "nope: cannot read"),
     "module of another version": Row(
         f"inspect {MODULE}",
-        "version 99, this nemo reads version 1",
+        "version 99, this nemo reads versions 1 and 2",
         edit(f"{MODULE}/module.json", version=99),
     ),
     "module that was edited": Row(
