@@ -11,7 +11,10 @@ from nemo.masking.objectives import OBJECTIVES, Objective, ObjectiveParams
 from nemo.models.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
-DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text())
+# with the paper's methods alone
+DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text()) | {
+    "methods": ["standard", "mwt", "nemo"], "variants": {}, "decompose": {},
+}  # fmt: skip
 REMOVE = object()
 
 
