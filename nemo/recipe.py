@@ -81,6 +81,8 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
         values = flat({"masks": own.masks}, family)
     elif stage == "decompose":
         values = flat({"decompose": own.decompose}, family)
+        if own.decompose.recalibrate_bn:
+            values["finetune.batch_size"] = own.finetune.batch_size
     elif stage == "finetune":
         values = flat({"finetune": own.finetune}, family)
     elif _asks(own, stage, cell):

@@ -82,6 +82,7 @@ ALL = {
         "of": ["nemo"],
         "kinds": ["random", "pruned", "dense", "mean-masks", "standard-tuned"],
     },
+    "decompose": {"recalibrate_bn": True},
     "gap": {"of": ["nemo"]},
     "thresholds": {"of": ["nemo"], "values": [0.5]},
     "granularity": {"of": ["nemo"], "subsets": ["cat+dog"], "thresholds": [0.5]},

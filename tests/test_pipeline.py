@@ -50,8 +50,8 @@ def project(tmp_path_factory):
         shutil.copy(ROOT / name, root)
     text = (root / "params.yaml").read_text()
     methods = "methods: [standard, mwt, nemo, tau-0.1, wide]"
-    text = text.replace("methods: [standard, mwt, nemo]", methods)
-    text = re.sub(r"variants: \{\}.*\n", VARIANTS, text)
+    text = re.sub(r"methods: \[.*\]", methods, text)
+    text = re.sub(r"variants: .*\n.*\n", VARIANTS, text)
     text = text.replace("plugins: []", "plugins: [mine.py]")
     assert VARIANTS in text
     (root / "params.yaml").write_text(text)
@@ -196,7 +196,7 @@ def test_the_code_of_a_loss_reruns_what_it_decides(project):
 
 def test_the_code_of_the_cutter_retrains_nothing(project):
     stages, _ = rerun(
-        project, "nemo/cut/difference.py", "manual_seed(SEED)", "manual_seed(SEED + 1)"
+        project, "nemo/cut/difference.py", "max(float(theirs.std()), ", "max(theirs.std(), "
     )
     assert {stage.split("@")[0] for stage in stages} == {"decompose", "report"}
     assert not any("standard" in stage for stage in stages)
