@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
-from nemo.signature import call
+from nemo.signature import call, evaluating
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
 
@@ -29,16 +29,15 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
-    training = module.training
-    module.eval()
-    for norm in norms:
-        norm.train()
-    for inputs, labels in batches:
-        if len(labels) > 1:  # one image has no statistics where a map is a single pixel
-            call(module, inputs)
+    with evaluating(module):
+        for norm in norms:
+            norm.train()
+        for inputs, labels in batches:
+            if len(labels) > 1:  # one image has no statistics where a map is a single pixel
+                call(module, inputs)
+        module.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    module.train(training)
 
 
 def batch_norms(module: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from nemo.signature import call
+from nemo.signature import call, evaluating
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -32,11 +32,11 @@ def count_flops(model: nn.Module, example: Any) -> int:
         for name, module in model.named_modules()
         for kind, parameter in module.named_parameters(recurse=False)
     }
-    training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.TransformerEncoderLayer's
     try:
         with (
+            evaluating(model),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
@@ -44,6 +44,5 @@ def count_flops(model: nn.Module, example: Any) -> int:
             first = tree_map(lambda x: x[:1], example)
             call(lambda *a, **k: functional_call(model, state, a, k, tie_weights=False), first)
     finally:
-        model.train(training)
         torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.distributed import all_gather
-from nemo.signature import call
+from nemo.signature import call, evaluating
 
 
 @torch.inference_mode()
@@ -22,18 +22,14 @@ def predict(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> tuple[Te
         ValueError: no batches.
     """
     several = getattr(batches, "part", (0, 1))[1] > 1
-    training = model.training
-    model.eval()
     logits, labels = [], []
-    try:
+    with evaluating(model):
         for inputs, target in batches:
             output = call(model, inputs)
             output = output[0] if isinstance(output, tuple) else output
             whole = all_gather(output.float(), len(target)) if several else output.float()
             logits.append(whole.cpu())
             labels.append(target.cpu())
-    finally:
-        model.train(training)
     if not logits:
         raise ValueError("the loader gave no batches")
     return torch.cat(logits), torch.cat(labels)

@@ -6,7 +6,8 @@ is the samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,18 @@ def moved(batch: Any, to: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return tuple(moved(tensor, to) for tensor in batch)
     return batch.to(to if batch.is_floating_point() or not isinstance(to, Tensor) else to.device)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In eval mode; afterwards each module is as it was, also a frozen one in a training model."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def bare(model: nn.Module) -> nn.Module:

@@ -89,6 +89,20 @@ def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
     return rewriter.call(aten.matmul.default, (arg(node, 0), arg(node, 1)), dims(node))
 
 
+def _gated(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
+    """prelu with a weight for each channel, in dimension 1, as relu(x) - weight * relu(-x)."""
+    x, weight = arg(node, 0), arg(node, 1)
+    if dims(weight) == (1,) or len(dims(x)) <= 2:
+        return None
+    shape = dims(x)
+    column = rewriter.reshape(weight, (*dims(weight), *[1] * (len(shape) - 2)))
+    negative = rewriter.call(aten.neg.default, (x,), shape)
+    negative = rewriter.call(aten.relu.default, (negative,), shape)
+    scaled = rewriter.call(aten.mul.Tensor, (negative, column), shape)
+    positive = rewriter.call(aten.relu.default, (x,), shape)
+    return rewriter.call(aten.sub.Tensor, (positive, scaled), shape)
+
+
 def _affine(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """addmm, as a Linear."""
     bias, x, weight = (arg(node, i) for i in range(3))
@@ -206,6 +220,7 @@ NORMALISERS: dict[Any, Normaliser] = {
     aten.instance_norm.default: _instance_normed,
     aten.addcmul.default: _added,
     aten.addmm.default: _affine,
+    aten.prelu.default: _gated,
     **dict.fromkeys(
         [aten.arange.default, aten.arange.start, aten.arange.start_step], _counted
     ),

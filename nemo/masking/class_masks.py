@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.signature import call, moved
+from nemo.signature import call, evaluating, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
 PAIR_BLOCK = 2048  # rows of samples that are compared at a time
@@ -61,16 +61,12 @@ def sample_bits(
     modular: nn.Module, loader: Iterable[tuple[Any, Tensor]]
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Run `modular` in eval mode over the batches; yield ({layer: bool (B, N_l)}, labels (B,))."""
-    training = modular.training
-    modular.eval()
     weights = next(modular.parameters(), None)
-    try:
+    with evaluating(modular):
         for inputs, labels in loader:
             here = labels.device if weights is None else weights.device
             _, masks = call(modular, moved(inputs, here))
             yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
-    finally:
-        modular.train(training)
 
 
 def masks_from_frequency(frequency: Mapping[str, Tensor], threshold: float) -> ClassMasks:

@@ -10,8 +10,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
-from nemo.signature import ACCEPTED, SOLE, WHOLE, Input, Signature, call, moved, pick
+from nemo.signature import (
+    ACCEPTED,
+    SOLE,
+    WHOLE,
+    Input,
+    Signature,
+    call,
+    evaluating,
+    moved,
+    pick,
+)
 
 
 def signature(model: nn.Module, example: Any, output: str | int | None = None) -> Signature:
@@ -27,18 +38,13 @@ def signature(model: nn.Module, example: Any, output: str | int | None = None) -
     _check_norms(model)
     tensors, names, named = _listed(model, example)
     reference = next(model.parameters(), torch.zeros(()))
-    training = {module for module in model.modules() if module.training}
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng():
-            returned, ranges = _watched(model, moved(example, reference), tensors)
-            inputs = zip(names, tensors, ranges, strict=True)
-            key = _key_of(returned, output)
-            takes = Signature(tuple(_input(*item) for item in inputs), named, key)
-            _check_rows(model, takes, reference)
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        own = tree_map(torch.clone, moved(example, reference))  # which the model may write into
+        returned, ranges = _watched(model, own, tensors)
+        inputs = zip(names, tensors, ranges, strict=True)
+        key = _key_of(returned, output)
+        takes = Signature(tuple(_input(*item) for item in inputs), named, key)
+        _check_rows(model, takes, reference)
     return takes
 
 

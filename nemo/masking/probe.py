@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from nemo.masking.functional import FunctionalLinears
-from nemo.signature import Signature, moved
+from nemo.signature import Signature, evaluating, moved
 
 SAME = 1e-6  # relative change of an input's row that is rounding
 
@@ -196,7 +196,7 @@ def _run(model: nn.Module, takes: Signature, batch: Sequence[Tensor]) -> tuple[l
         readers.setdefault(id(x), []).append(name)
 
     with _watched(model, seen, read), torch.no_grad():
-        logits = takes.run(model, batch)
+        logits = takes.run(model, [x.clone() for x in batch])  # it may write into its input
     return calls, logits
 
 
@@ -237,14 +237,12 @@ def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
         result = shown(part[0], model.get_submodule(part[0]), part[1], x, y)
         return y if result is None else result
 
-    training = [module for _, module in modules if module.training]
     with ExitStack() as stack:
         for name, module in modules:
             if is_layer(module) or isinstance(module, _BatchNorm):
                 for handle in hooks(name, module):
                     stack.callback(handle.remove)
-        stack.callback(_train, training)
-        model.eval()
+        stack.enter_context(evaluating(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(0)
@@ -263,8 +261,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad = True
-
-
-def _train(modules: list[nn.Module]) -> None:
-    for module in modules:
-        module.training = True

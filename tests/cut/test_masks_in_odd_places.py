@@ -145,3 +145,25 @@ def test_the_proof_expects_what_the_modular_model_computes(modular: nemo.Modular
     draw = torch.Generator().manual_seed(20250805)
     images = torch.randn(4, 3, 12, 12, generator=draw, dtype=torch.float64)
     assert error(ours, modular_logits(modular, MASKS, images)[:, [2, 0]]) < 1e-12
+
+
+def test_a_slope_for_each_channel_is_cut_with_its_channel() -> None:
+    class Sloped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(8, 4)
+            self.slope, self.c = nn.PReLU(12), nn.Conv2d(12, 8, 3)
+            nn.init.normal_(self.slope.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.slope(self.b(torch.relu(self.a(x))))
+            return self.fc(self.c(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    images = torch.randn(3, 3, 16, 16)
+    modular = nemo.modularize(Sloped().eval(), example=images)
+    masks = {"b": torch.arange(12) % 2 == 0, "c": torch.arange(8) < 5}
+    module = nemo.decompose(modular, masks)
+    assert module.get_parameter("b.weight").shape[0] == 6
+    expected = modular_logits(modular, masks, images)
+    assert error(module.double()(images.double()), expected) < 1e-9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import nemo
 from tests.masking.test_generators import Tiny, small
@@ -68,3 +68,33 @@ def test_masks_that_do_not_fit_are_one_clear_error(layer, mask, message):
     modular = nemo.modularize(Tiny())
     with pytest.raises(ValueError, match=message):
         modular.under({layer: mask})
+
+
+def test_a_models_state_and_the_example_stay_as_they_were():
+    """A frozen BatchNorm in a training model, and a model that writes into its input."""
+
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+            self.norm, self.fc = nn.BatchNorm2d(6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.stem(x.mul_(0.5))
+            return self.fc(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Writes().train(), torch.randn(4, 3, 8, 8)
+    model.norm.eval()
+    before, given = {k: v.clone() for k, v in model.state_dict().items()}, images.clone()
+    modular = nemo.modularize(model, example=images)
+    assert torch.equal(images, given)
+    assert list(modular.layers) == ["conv"]
+    batches = [(images.clone(), torch.tensor([0, 1, 2, 0]))]
+    for selector in ({}, {"selector": "taylor", "keep": 0.5}):
+        masks = nemo.class_masks(modular, batches, **selector)
+    nemo.decompose(modular, masks.select([0, 2]))
+    training = {name for name, module in model.named_modules() if module.training}
+    assert training == {"", "stem", "conv", "fc"}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -50,31 +50,30 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
     import torch.nn.functional as F
 
     from nemo.masking.hooks import acting
-    from nemo.signature import call, moved, pick
+    from nemo.signature import call, evaluating, moved, pick
 
     modular = observed.modular
     model, like = modular.model, next(modular.parameters())
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    for inputs, labels in observed.batches:
-        labels, sizes = labels.to(like.device), modular.layers
-        masks = {k: like.new_ones(len(labels), n).requires_grad_() for k, n in sizes.items()}
-        magnitudes: list[Tensor] = []
+    with evaluating(model):
+        for inputs, labels in observed.batches:
+            labels, sizes = labels.to(like.device), modular.layers
+            masks = {k: like.new_ones(len(labels), n).requires_grad_() for k, n in sizes.items()}
+            magnitudes: list[Tensor] = []
 
-        def scale(output: Tensor, mask: Tensor, name: str, seen: Any = magnitudes) -> Tensor:
-            if by_gradient:
-                return output * mask
-            seen.append((output.detach().abs() * mask).sum() * (mask.numel() / output.numel()))
-            return output
+            def scale(output: Tensor, mask: Tensor, name: str, seen: Any = magnitudes) -> Tensor:
+                if by_gradient:
+                    return output * mask
+                seen.append((output.detach().abs() * mask).sum() * (mask.numel() / output.numel()))
+                return output
 
-        with torch.enable_grad(), acting(model, modular.sites, masks, scale):
-            logits = pick(call(model, moved(inputs, like)), modular.takes.output)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-        total = loss if by_gradient else torch.stack(magnitudes).sum()
-        grads = torch.autograd.grad(total, list(masks.values()))
-        yield {k: grad.abs() for k, grad in zip(masks, grads, strict=True)}, labels
-    for module in training:
-        module.training = True
+            with torch.enable_grad(), acting(model, modular.sites, masks, scale):
+                logits = pick(call(model, moved(inputs, like)), modular.takes.output)
+                if by_gradient:
+                    total = F.cross_entropy(logits, labels, reduction="sum")
+                else:
+                    total = torch.stack(magnitudes).sum()
+            grads = torch.autograd.grad(total, list(masks.values()))
+            yield {k: grad.abs() for k, grad in zip(masks, grads, strict=True)}, labels
 
 
 def _top(scores: Scores, keep: float) -> ClassMasks:
