@@ -158,6 +158,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model itself, out of torch's wrappers for several devices."""
+    """The model itself, out of torch's wrappers for several devices.
+
+    Raises:
+        ValueError: it is no module, or has nothing to mask.
+    """
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}; accepted: a torch.nn.Module")
+    if not any(True for _ in model.parameters()):
+        raise ValueError("the model has no layer to mask (it has no parameters)")
     return model.module if isinstance(model, wrappers) else model

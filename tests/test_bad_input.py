@@ -975,6 +975,26 @@ API: dict[str, tuple[Callable[[], object], str]] = {
         "must lie in 0..3, got",
     ),
     "masks of no classes": (lambda: all_ones().select([]), "distinct and at least one, got []"),
+    "masks of a class by its name": (
+        lambda: all_ones().select(["cat"]),
+        "classes: ['cat']; accepted: positions, such as [3, 5]",
+    ),
+    "a modular model made modular": (
+        lambda: nemo.modularize(nemo.modularize(tiny())),
+        "the model is modular already",
+    ),
+    "what is no model": (
+        lambda: nemo.modularize("resnet18"),
+        "the model is a str; accepted: a torch",
+    ),
+    "a model without parameters": (
+        lambda: nemo.modularize(torch.nn.ReLU()),
+        "no layer to mask (it has no parameters)",
+    ),
+    "saving what is no module": (
+        lambda: nemo.save(tiny(), "here"),
+        "cannot be saved here; accepted: what nemo.decompose returns",
+    ),
     "masks of a class twice": (lambda: all_ones().select([1, 1]), "distinct and at least one, got"),
     "class masks of no images": (
         lambda: nemo.class_masks(nemo.modularize(tiny()), []),

@@ -46,9 +46,12 @@ class ClassMasks(dict[str, Tensor]):
         """The OR of the masks of `classes` (paper section 4.4).
 
         Raises:
-            ValueError: no classes, one that does not exist, or one named twice.
+            ValueError: no positions, no class, one that does not exist, or one named twice.
         """
-        chosen = [int(c) for c in classes]
+        try:
+            chosen = [int(c) for c in classes]
+        except (TypeError, ValueError):
+            raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]") from None
         if not chosen or len(set(chosen)) < len(chosen):
             raise ValueError(f"classes must be distinct and at least one, got {chosen}")
         if not all(0 <= c < self.num_classes for c in chosen):

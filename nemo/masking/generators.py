@@ -199,6 +199,8 @@ def modularize(
             `nemo.masking.inspection`.
     """
     model = bare(model)
+    if isinstance(model, Modular):
+        raise ValueError("the model is modular already; accepted: what it is made of, its .model")
     takes = takes_of(model, example, output)
     check_double(model, takes)
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))

@@ -46,8 +46,12 @@ def save(
             JSON values; added to `module.info`.
 
     Raises:
-        ValueError: the module runs an op that is not in the op table, so it could not be loaded.
+        ValueError: it is no module, or runs an op that is not in the op table, so that it could
+            not be loaded.
     """
+    if not isinstance(module, DecomposedModule):
+        kind = type(module).__name__
+        raise ValueError(f"a {kind} cannot be saved here; accepted: what nemo.decompose returns")
     tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     weights = write_tensors(tensors)
     body = {
