@@ -24,6 +24,7 @@ def raw_params(model, **changes):
     raw["methods"], raw["subsets"] = ["standard", "nemo"], [SUBSET]
     raw["train"]["epochs"], raw["finetune"]["epochs"] = 3, 1
     raw["loss"]["alpha"] = 3.0
+    raw["decompose"] = {}  # modules as they are cut
     return raw | changes
 
 

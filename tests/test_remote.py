@@ -76,7 +76,7 @@ def first(tmp_path):
         if file.stem not in ("__init__", "common", "plan"):
             file.write_text(STAGE)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    small = {"models": ["resnet18"], "subsets": ["0+1"]}
+    small = {"models": ["resnet18"], "methods": ["standard", "mwt", "nemo"], "subsets": ["0+1"]}
     (root / "params.yaml").write_text(yaml.safe_dump(params | small))
     git(root, "init", "-q")
     (root / "outs.json").write_text(json.dumps(outputs(root)))
