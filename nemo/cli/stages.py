@@ -13,7 +13,6 @@ from nemo.cells import Cell, Layout
 from nemo.config import EXTRAS, Params, load_params
 from nemo.fields import ParamsError
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
