@@ -102,10 +102,11 @@ def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runs(client: Any, profile: str, role: str = "cell") -> list[Any]:
-    experiment = client.get_experiment_by_name("nemo").experiment_id
-    return list(
-        client.search_runs([experiment], f"tags.profile = '{profile}' and tags.role = '{role}'")
-    )
+    experiment = client.get_experiment_by_name("nemo")
+    if experiment is None:  # nothing was ever logged to this store
+        return []
+    wanted = f"tags.profile = '{profile}' and tags.role = '{role}'"
+    return list(client.search_runs([experiment.experiment_id], wanted))
 
 
 def curve(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
