@@ -16,7 +16,7 @@ Shapes: B images of the whole batch, b of this process, C classes, K neurons of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,11 +53,17 @@ class CutPass:
         self.layers = dict(layers)
         self.seed = seed
         self.epoch = self.step = 0
+        self.active = params.after == 0
+        self.frozen = False
         # masks start almost fully on
         self.frequency = torch.ones(classes, sum(layers.values()), device=device)
 
-    def before_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
-        self.epoch, self.step = len(history), 0
+    def before_epoch(self, epoch: int, learning: int) -> None:
+        """Prepare for an epoch, the first being 0, `learning` epochs after the task loss has left
+        chance."""
+        self.epoch, self.step = epoch, 0
+        self.active = learning >= self.params.after
+        self.frozen = self.params.frozen is not None and epoch >= self.params.frozen
 
     def state_dict(self) -> dict[str, Any]:
         return {"frequency": self.frequency}
@@ -65,17 +71,18 @@ class CutPass:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.frequency = state["frequency"].to(self.frequency)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, masks: Masks) -> Tensor:
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, output: Any, masks: Masks
+    ) -> Tensor:
         """The weighted loss of this step, a scalar; 0 in steps without a cut pass.
 
         Args:
             images: (b, ...).
-            labels, masks: (B,) and {layer: (B, N_l)}.
+            labels, output, masks: (B,), the usual step's logits (B, C), and {layer: (B, N_l)}.
         """
-        self._observe(masks, labels)
         self.step += 1
         nothing = torch.zeros((), device=self.frequency.device)
-        if self.epoch < self.params.after or self.step % self.params.every:
+        if not self.active or self.step % self.params.every:
             return nothing
         subset = self._draw().to(labels.device)
         chosen = torch.isin(labels, subset)
@@ -85,8 +92,10 @@ class CutPass:
         assert isinstance(modular, Modular)
         mine = chosen[share(len(labels), rank_and_world_size())]
         union = {layer: on[None].to(images) for layer, on in self.union(subset).items()}
+        if self.params.straight_through:
+            union = self._through(union, subset, labels, masks)
         with (
-            _batch_statistics(modular),
+            _statistics(modular, self.frozen),
             acting(modular.model, modular.sites, union, lambda output, mask, _: output * mask),
         ):
             output = modular.model(images[mine])
@@ -95,13 +104,36 @@ class CutPass:
         whole[mine] = logits
         logits = all_gather(whole, len(labels))[chosen][:, subset].float()
         targets = (labels[chosen][:, None] == subset).int().argmax(1)
-        return self.params.weight * F.cross_entropy(logits, targets)
+        loss = F.cross_entropy(logits, targets)
+        if self.params.distil:
+            teacher = output[0] + output[1] if isinstance(output, tuple) else output
+            soft = teacher.detach().float()[chosen][:, subset].log_softmax(1)
+            divergence = F.kl_div(
+                logits.log_softmax(1), soft, reduction="batchmean", log_target=True
+            )
+            loss = 0.5 * loss + 0.5 * divergence
+        loss = self.params.weight * loss
+        if self.params.pull:
+            loss = loss + self.params.pull * self._distance(masks, labels)
+        return loss
+
+    def _through(self, union: Masks, subset: Tensor, labels: Tensor, masks: Masks) -> Masks:
+        belongs = (labels == subset[:, None]).to(union[next(iter(union))])
+        belongs = belongs[belongs.any(1)]
+        mean = belongs / belongs.sum(1, keepdim=True)
+        soft = {layer: (mean @ masks[layer]).amax(0, keepdim=True) for layer in union}
+        return {layer: hard + soft[layer] - soft[layer].detach() for layer, hard in union.items()}
+
+    def _distance(self, masks: Masks, labels: Tensor) -> Tensor:
+        on = (self.frequency >= self.params.threshold).float()[labels]
+        return (torch.cat([masks[layer] for layer in self.layers], 1) - on).square().mean()
 
     @torch.no_grad()
-    def _observe(self, masks: Masks, labels: Tensor) -> None:
+    def observe(self, masks: Masks, labels: Tensor) -> None:
         """Move the frequency of each class that occurs towards that of this batch."""
         bits = (torch.cat([masks[layer] for layer in self.layers], 1) > 0).float()
-        belongs = F.one_hot(labels, len(self.frequency)).float().T
+        every = torch.arange(len(self.frequency), device=labels.device)
+        belongs = (labels == every[:, None]).float()
         count = belongs.sum(1, keepdim=True)
         seen = belongs @ bits / count.clamp(min=1)
         self.frequency.lerp_(seen, self.params.rate * (count > 0).float())
@@ -128,17 +160,21 @@ class CutPass:
 
 
 @contextmanager
-def _batch_statistics(modular: Modular) -> Iterator[None]:
-    """BatchNorms in training do not take part of what they see into their running statistics."""
+def _statistics(modular: Modular, frozen: bool) -> Iterator[None]:
+    """BatchNorms in training do not take part of what they see into their running statistics; from
+    when they are frozen on, they use these."""
     norms = [
         module
         for module in modular.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
     ]
     try:
         for norm in norms:
-            norm.track_running_stats = False
+            if frozen:
+                norm.training = False
+            else:
+                norm.track_running_stats = False
         yield
     finally:
         for norm in norms:
-            norm.track_running_stats = True
+            norm.training = norm.track_running_stats = True

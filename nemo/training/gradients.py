@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from nemo.distributed import sync_batch_norm
 from nemo.fields import ParamsError
 
-TaskFunction = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Parts = dict[str, Tensor]
+TaskFunction = Callable[[nn.Module, Tensor, Tensor], Parts]
 
 
 class Gradients:
@@ -26,12 +27,16 @@ class Gradients:
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self.model.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, self.amp), sync_batch_norm():
-            parts = self.task(self.model, images, labels)
-        parts["loss"].backward()
+        parts = self._add(self.task, images, labels)
         self.names = list(parts)
-        wide = parts["loss"].dtype
-        return torch.stack([value.detach().to(wide) for value in parts.values()])
+        return _stack(parts)
+
+    def _add(self, task: TaskFunction, images: Tensor, labels: Tensor) -> Parts:
+        """Add the gradients of a task to those in the parameters."""
+        with torch.autocast(self.device.type, torch.bfloat16, self.amp), sync_batch_norm():
+            parts = task(self.model, images, labels)
+        parts["loss"].backward()
+        return {name: value.detach() for name, value in parts.items()}
 
 
 class RecordedGradients(Gradients):
@@ -39,6 +44,9 @@ class RecordedGradients(Gradients):
     one replay costs less than launching each. Batches of another size go one by one, and so do the
     first ones, in which libraries set themselves up. What Python computes in the step, such as a
     weight that changes from epoch to epoch, keeps the value it had when recorded.
+
+    A task whose shapes change from step to step has a `recordable` part, and a `rest` whose
+    gradients are added to it, op by op.
 
     Raises:
         ParamsError: the model or task does what cannot be recorded, such as waiting for the GPU.
@@ -51,6 +59,8 @@ class RecordedGradients(Gradients):
         self, model: nn.Module, task: TaskFunction, device: torch.device, amp: bool, size: int
     ):
         super().__init__(model, task, device, amp)
+        self.recordable = getattr(task, "recordable", task)
+        self.rest: TaskFunction | None = getattr(task, "rest", None)
         self.size = size
         self.seen = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -68,14 +78,19 @@ class RecordedGradients(Gradients):
         self.graph.replay()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        return self.parts.clone()
+        parts = self.parts
+        if self.rest is not None:
+            rest = self._add(self.rest, images, labels)
+            parts = {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
+        return _stack({name: parts[name] for name in self.names})
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph):
-                self.parts = super().__call__(self.images, self.labels)
+                self.model.zero_grad(set_to_none=True)
+                self.parts = self._add(self.recordable, self.images, self.labels)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -86,3 +101,8 @@ class RecordedGradients(Gradients):
             ) from error
         self.gradients = [parameter.grad for parameter in self.parameters]
         self.graph = graph
+
+
+def _stack(parts: Parts) -> Tensor:
+    wide = parts["loss"].dtype
+    return torch.stack([value.to(wide) for value in parts.values()])

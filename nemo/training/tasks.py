@@ -7,6 +7,7 @@ this one, and all else is of the whole batch: a loss on masks compares all of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,22 +32,25 @@ class Rise:
 
     With all of it from the first step, a network may never learn small, hard images: masks that
     know nothing of the classes win the contrast first.
-
-    Args:
-        labels: (N,) of the training images; their entropy is the loss of a guess.
     """
 
-    def __init__(self, warmup: int, labels: Tensor, device: torch.device) -> None:
-        frequencies = labels.bincount().double() / len(labels)
-        self.limit = LEFT_CHANCE * float(torch.special.entr(frequencies).sum())
+    def __init__(self, warmup: int, device: torch.device) -> None:
         self.warmup = warmup
         self.share = torch.zeros((), device=device)  # a tensor, which a recorded step reads anew
 
-    def follow(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Set the share for the epoch that comes after `history`."""
-        learned = [row["task"] < self.limit for row in history]
-        epochs = len(learned) - learned.index(True) if any(learned) else 0
-        self.share.fill_(min(1.0, epochs / self.warmup))
+    def before_epoch(self, learning: int) -> None:
+        """Set the share for an epoch that comes `learning` epochs after the loss left chance."""
+        self.share.fill_(min(1.0, learning / self.warmup))
+
+
+def epochs_since_chance(history: Sequence[Mapping[str, float]], guess: float) -> int:
+    """How many of the epochs so far came once the task loss had left chance, the first included.
+
+    Args:
+        guess: the loss of a guess by the classes' frequencies.
+    """
+    learned = [row["task"] < LEFT_CHANCE * guess for row in history]
+    return len(learned) - learned.index(True) if any(learned) else 0
 
 
 class Task:
@@ -62,19 +66,23 @@ class Task:
         remedy: str = "",
         rise: Rise | None = None,
         cut_pass: CutPass | None = None,
+        guess: float = math.inf,
     ) -> None:
         self.task_loss = task_loss
         self.penalty = penalty
         self.remedy = remedy
         self.rise = rise
         self.cut_pass = cut_pass
+        self.guess = guess
+        self.seen: tuple[Any, Masks] | None = None  # of this batch, for the cut pass
 
     def before_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
         """What is minimised may depend on the epochs so far."""
+        learning = epochs_since_chance(history, self.guess)
         if self.rise is not None:
-            self.rise.follow(history)
+            self.rise.before_epoch(learning)
         if self.cut_pass is not None:
-            self.cut_pass.before_epoch(history)
+            self.cut_pass.before_epoch(len(history), learning)
 
     def state_dict(self) -> dict[str, Any]:
         """What must be known to go on after an epoch, besides the history."""
@@ -85,6 +93,14 @@ class Task:
             self.cut_pass.load_state_dict(state)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
+        parts = self.recordable(model, images, labels)
+        if self.rest is None:
+            return parts
+        rest = self.rest(model, images, labels)
+        return {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
+
+    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
+        """All but the cut pass, whose shapes change from step to step."""
         output = all_gather(model(images), len(labels))
         if self.penalty is None:
             loss = self.task_loss(output, images, labels)
@@ -96,8 +112,8 @@ class Task:
             penalty = self.rise.share * penalty
             parts = {**parts, "penalty_share": self.rise.share}
         if self.cut_pass is not None:
-            cut = self.cut_pass(model, images, labels, masks)
-            penalty, parts = penalty + cut, {**parts, "cut_loss": cut}
+            self.cut_pass.observe(masks, labels)
+            self.seen = output, masks
         return {
             "loss": task + penalty,
             "task": task,
@@ -105,6 +121,17 @@ class Task:
             **_mask_health(masks),
             "train_accuracy": _accuracy(output, labels),
         }
+
+    @property
+    def rest(self) -> Callable[[nn.Module, Tensor, Tensor], Parts] | None:
+        """The cut pass of the batch that `recordable` has seen."""
+        return None if self.cut_pass is None else self._cut
+
+    def _cut(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
+        assert self.cut_pass is not None
+        assert self.seen is not None
+        loss = self.cut_pass(model, images, labels, *self.seen)
+        return {"loss": loss, "cut_loss": loss}
 
 
 def make_task(
@@ -126,8 +153,11 @@ def make_task(
     if method.make is None:
         return Task(task_loss)
     warmup = settings.warmup if isinstance(settings, ObjectiveParams) else None
-    rise = None if warmup is None else Rise(warmup.of(family), labels, device)
-    return Task(task_loss, method.make(settings, family), method.remedy, rise, cut_pass)
+    rise = None if warmup is None else Rise(warmup.of(family), device)
+    frequencies = labels.bincount().double() / len(labels)
+    guess = float(torch.special.entr(frequencies).sum())
+    penalty = method.make(settings, family)
+    return Task(task_loss, penalty, method.remedy, rise, cut_pass, guess)
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import nemo
 from nemo.masking.objectives import OBJECTIVES
 from nemo.models import build_model
-from nemo.training.tasks import Distillation, Rise, Task, _mask_health, cross_entropy, make_task
+from nemo.training.tasks import Distillation, Task, _mask_health, cross_entropy, make_task
 from tests.test_models import SMALL
 
 
@@ -58,8 +58,11 @@ def test_mwt_adds_its_two_terms(batch):
 def test_the_penalty_rises_once_the_task_loss_has_left_chance(batch):
     """Two classes 3 : 1 have an entropy of .5623 nats, of which .8 are .4499."""
     model, (images, labels) = modular(), batch
-    rise = Rise(2, torch.tensor([0, 0, 0, 1]), torch.device("cpu"))
-    task = Task(cross_entropy, nemo_penalty(1.5, 0.3), rise=rise)
+    settings = OBJECTIVES["nemo"].params.model_validate(
+        {"alpha": 1.5, "tau": 0.3, "form": "equation", "warmup": 2}
+    )
+    uneven = torch.tensor([0, 0, 0, 1])
+    task = make_task(OBJECTIVES["nemo"], settings, "cnn", uneven, torch.device("cpu"))
     shares = []
     for losses in ([], [0.6], [0.6, 0.45], [0.6, 0.44], [0.6, 0.44, 0.6], [0.4] * 5):
         task.before_epoch([{"task": loss} for loss in losses])
