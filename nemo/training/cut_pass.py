@@ -98,8 +98,8 @@ class CutPass:
             _statistics(modular, self.frozen),
             acting(modular.model, modular.sites, union, lambda output, mask, _: output * mask),
         ):
-            output = modular.model(images[mine])
-        logits = torch.stack(output).mean(0) if isinstance(output, tuple) else output
+            own = modular.model(images[mine])
+        logits = torch.stack(own).mean(0) if isinstance(own, tuple) else own
         whole = logits.new_zeros(len(mine), logits.shape[1])
         whole[mine] = logits
         logits = all_gather(whole, len(labels))[chosen][:, subset].float()

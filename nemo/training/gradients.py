@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from nemo.distributed import sync_batch_norm
 from nemo.fields import ParamsError
+from nemo.training.tasks import Task
 
 Parts = dict[str, Tensor]
 TaskFunction = Callable[[nn.Module, Tensor, Tensor], Parts]
@@ -45,8 +47,8 @@ class RecordedGradients(Gradients):
     first ones, in which libraries set themselves up. What Python computes in the step, such as a
     weight that changes from epoch to epoch, keeps the value it had when recorded.
 
-    A task whose shapes change from step to step has a `recordable` part, and a `rest` whose
-    gradients are added to it, op by op.
+    Of a task with a cut pass, whose shapes change from step to step, the usual step is recorded,
+    and the gradients of the pass are added op by op.
 
     Raises:
         ParamsError: the model or task does what cannot be recorded, such as waiting for the GPU.
@@ -59,8 +61,7 @@ class RecordedGradients(Gradients):
         self, model: nn.Module, task: TaskFunction, device: torch.device, amp: bool, size: int
     ):
         super().__init__(model, task, device, amp)
-        self.recordable = getattr(task, "recordable", task)
-        self.rest: TaskFunction | None = getattr(task, "rest", None)
+        self.split = task if isinstance(task, Task) and task.cut_pass is not None else None
         self.size = size
         self.seen = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -79,10 +80,16 @@ class RecordedGradients(Gradients):
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
         parts = self.parts
-        if self.rest is not None:
-            rest = self._add(self.rest, images, labels)
+        if self.split is not None:
+            rest = self._add(partial(self.split.rest, seen=self.last), images, labels)
             parts = {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
         return _stack({name: parts[name] for name in self.names})
+
+    def _recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
+        if self.split is None:
+            return self.task(model, images, labels)
+        parts, self.last = self.split.recordable(model, images, labels)
+        return parts
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
@@ -90,7 +97,7 @@ class RecordedGradients(Gradients):
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph):
                 self.model.zero_grad(set_to_none=True)
-                self.parts = self._add(self.recordable, self.images, self.labels)
+                self.parts = self._add(self._recordable, self.images, self.labels)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

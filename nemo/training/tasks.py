@@ -21,6 +21,7 @@ from nemo.masking.generators import Masks
 from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty
 from nemo.training.cut_pass import CutPass
 
+Seen = tuple[Any, Masks]  # logits and masks of a batch
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
 # Below this share of the loss of a guess by the classes' frequencies, a network has begun to learn.
 LEFT_CHANCE = 0.8
@@ -74,7 +75,6 @@ class Task:
         self.rise = rise
         self.cut_pass = cut_pass
         self.guess = guess
-        self.seen: tuple[Any, Masks] | None = None  # of this batch, for the cut pass
 
     def before_epoch(self, history: Sequence[Mapping[str, float]]) -> None:
         """What is minimised may depend on the epochs so far."""
@@ -93,18 +93,19 @@ class Task:
             self.cut_pass.load_state_dict(state)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        parts = self.recordable(model, images, labels)
-        if self.rest is None:
+        parts, seen = self.recordable(model, images, labels)
+        if self.cut_pass is None:
             return parts
-        rest = self.rest(model, images, labels)
+        rest = self.rest(model, images, labels, seen)
         return {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
 
-    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        """All but the cut pass, whose shapes change from step to step."""
+    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Parts, Seen]:
+        """All but the cut pass, whose shapes change from step to step, and what that must know."""
         output = all_gather(model(images), len(labels))
         if self.penalty is None:
             loss = self.task_loss(output, images, labels)
-            return {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
+            alone = {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
+            return alone, (output, {})
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
@@ -113,24 +114,19 @@ class Task:
             parts = {**parts, "penalty_share": self.rise.share}
         if self.cut_pass is not None:
             self.cut_pass.observe(masks, labels)
-            self.seen = output, masks
-        return {
+        parts = {
             "loss": task + penalty,
             "task": task,
             **parts,
             **_mask_health(masks),
             "train_accuracy": _accuracy(output, labels),
         }
+        return parts, (output, masks)
 
-    @property
-    def rest(self) -> Callable[[nn.Module, Tensor, Tensor], Parts] | None:
+    def rest(self, model: nn.Module, images: Tensor, labels: Tensor, seen: Seen) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""
-        return None if self.cut_pass is None else self._cut
-
-    def _cut(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         assert self.cut_pass is not None
-        assert self.seen is not None
-        loss = self.cut_pass(model, images, labels, *self.seen)
+        loss = self.cut_pass(model, images, labels, *seen)
         return {"loss": loss, "cut_loss": loss}
 
 
