@@ -44,7 +44,7 @@ class Traced:
     @property
     def output(self) -> fx.Node:
         """The node whose value the model returns."""
-        return arg(next(reversed(self.graph.nodes)), 0)  # type: ignore[no-any-return]
+        return arg(next(iter(reversed(self.graph.nodes))), 0)  # type: ignore[no-any-return]
 
     def calls(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "call_function"]
