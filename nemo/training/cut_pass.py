@@ -54,7 +54,6 @@ class CutPass:
         self.seed = seed
         self.epoch = self.step = 0
         self.active = params.after == 0
-        self.frozen = False
         # masks start almost fully on
         self.frequency = torch.ones(classes, sum(layers.values()), device=device)
 
@@ -63,7 +62,6 @@ class CutPass:
         chance."""
         self.epoch, self.step = epoch, 0
         self.active = learning >= self.params.after
-        self.frozen = self.params.frozen is not None and epoch >= self.params.frozen
 
     def state_dict(self) -> dict[str, Any]:
         return {"frequency": self.frequency}
@@ -71,14 +69,12 @@ class CutPass:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.frequency = state["frequency"].to(self.frequency)
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, output: Any, masks: Masks
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, output: Any) -> Tensor:
         """The weighted loss of this step, a scalar; 0 in steps without a cut pass.
 
         Args:
             images: (b, ...).
-            labels, output, masks: (B,), the usual step's logits (B, C), and {layer: (B, N_l)}.
+            labels, output: (B,), and the logits (B, C) of the usual step.
         """
         self.step += 1
         nothing = torch.zeros((), device=self.frequency.device)
@@ -92,10 +88,8 @@ class CutPass:
         assert isinstance(modular, Modular)
         mine = chosen[share(len(labels), rank_and_world_size())]
         union = {layer: on[None].to(images) for layer, on in self.union(subset).items()}
-        if self.params.straight_through:
-            union = self._through(union, subset, labels, masks)
         with (
-            _statistics(modular, self.frozen),
+            _batch_statistics(modular),
             acting(modular.model, modular.sites, union, lambda output, mask, _: output * mask),
         ):
             own = modular.model(images[mine])
@@ -112,21 +106,7 @@ class CutPass:
                 logits.log_softmax(1), soft, reduction="batchmean", log_target=True
             )
             loss = 0.5 * loss + 0.5 * divergence
-        loss = self.params.weight * loss
-        if self.params.pull:
-            loss = loss + self.params.pull * self._distance(masks, labels)
-        return loss
-
-    def _through(self, union: Masks, subset: Tensor, labels: Tensor, masks: Masks) -> Masks:
-        belongs = (labels == subset[:, None]).to(union[next(iter(union))])
-        belongs = belongs[belongs.any(1)]
-        mean = belongs / belongs.sum(1, keepdim=True)
-        soft = {layer: (mean @ masks[layer]).amax(0, keepdim=True) for layer in union}
-        return {layer: hard + soft[layer] - soft[layer].detach() for layer, hard in union.items()}
-
-    def _distance(self, masks: Masks, labels: Tensor) -> Tensor:
-        on = (self.frequency >= self.params.threshold).float()[labels]
-        return (torch.cat([masks[layer] for layer in self.layers], 1) - on).square().mean()
+        return self.params.weight * loss
 
     @torch.no_grad()
     def observe(self, masks: Masks, labels: Tensor) -> None:
@@ -160,21 +140,17 @@ class CutPass:
 
 
 @contextmanager
-def _statistics(modular: Modular, frozen: bool) -> Iterator[None]:
-    """BatchNorms in training do not take part of what they see into their running statistics; from
-    when they are frozen on, they use these."""
+def _batch_statistics(modular: Modular) -> Iterator[None]:
+    """BatchNorms in training do not take part of what they see into their running statistics."""
     norms = [
         module
         for module in modular.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and module.training
+        if isinstance(module, _BatchNorm) and module.track_running_stats
     ]
     try:
         for norm in norms:
-            if frozen:
-                norm.training = False
-            else:
-                norm.track_running_stats = False
+            norm.track_running_stats = False
         yield
     finally:
         for norm in norms:
-            norm.training = norm.track_running_stats = True
+            norm.track_running_stats = True

@@ -82,14 +82,14 @@ class RecordedGradients(Gradients):
             parameter.grad = gradient
         parts = self.parts
         if self.split is not None:
-            rest = self._add(partial(self.split.rest, seen=self.last), images, labels)
+            rest = self._add(partial(self.split.rest, logits=self.logits), images, labels)
             parts = {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
         return _stack({name: parts[name] for name in self.names})
 
     def _recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         if self.split is None:
             return self.task(model, images, labels)
-        parts, self.last = self.split.recordable(model, images, labels)
+        parts, self.logits = self.split.recordable(model, images, labels)
         return parts
 
     def _record(self, images: Tensor, labels: Tensor) -> None:

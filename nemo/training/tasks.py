@@ -21,7 +21,6 @@ from nemo.masking.generators import Masks
 from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty
 from nemo.training.cut_pass import CutPass
 
-Seen = tuple[Any, Masks]  # logits and masks of a batch
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
 # Below this share of the loss of a guess by the classes' frequencies, a network has begun to learn.
 LEFT_CHANCE = 0.8
@@ -93,19 +92,19 @@ class Task:
             self.cut_pass.load_state_dict(state)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        parts, seen = self.recordable(model, images, labels)
+        parts, logits = self.recordable(model, images, labels)
         if self.cut_pass is None:
             return parts
-        rest = self.rest(model, images, labels, seen)
+        rest = self.rest(model, images, labels, logits)
         return {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
 
-    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Parts, Seen]:
-        """All but the cut pass, whose shapes change from step to step, and what that must know."""
+    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Parts, Any]:
+        """All but the cut pass, whose shapes change from step to step, and the logits for it."""
         output = all_gather(model(images), len(labels))
         if self.penalty is None:
             loss = self.task_loss(output, images, labels)
             alone = {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
-            return alone, (output, {})
+            return alone, output
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
@@ -121,12 +120,12 @@ class Task:
             **_mask_health(masks),
             "train_accuracy": _accuracy(output, labels),
         }
-        return parts, (output, masks)
+        return parts, output
 
-    def rest(self, model: nn.Module, images: Tensor, labels: Tensor, seen: Seen) -> Parts:
+    def rest(self, model: nn.Module, images: Tensor, labels: Tensor, logits: Any) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""
         assert self.cut_pass is not None
-        loss = self.cut_pass(model, images, labels, *seen)
+        loss = self.cut_pass(model, images, labels, logits)
         return {"loss": loss, "cut_loss": loss}
 
 

@@ -29,10 +29,7 @@ class CutPassParams(Strict):
     sizes: list[Annotated[int, Field(ge=2, strict=True)]] = Field(default_factory=lambda: [2, 3, 5])
     rate: Share = 0.05  # at which frequencies follow the batches
     threshold: Share = 0.9  # as in `masks`
-    straight_through: Switch = None
     distil: Switch = None
-    pull: Positive | None = None
-    frozen: Count | None = None  # the epoch from which on BatchNorm's running statistics are used
 
 
 class ObjectiveParams(Strict):
