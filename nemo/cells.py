@@ -59,7 +59,7 @@ class Layout:
         return self.cell(cell) / "finetuned" / subset
 
     def extra(self, cell: Cell, name: str) -> Path:
-        """Rows that params ask for besides: alternatives, gap, granularity, thresholds."""
+        """Rows that params ask for besides: alternatives, budgets, gap, ..."""
         return self.cell(cell) / name / "rows.json"
 
     def report(self, profile: str) -> Path:

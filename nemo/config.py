@@ -29,6 +29,7 @@ from nemo.plugins import import_plugins
 from nemo.sections import (
     AlternativesParams,
     Architectures,
+    BudgetsParams,
     DataSource,
     DecomposeParams,
     FinetuneParams,
@@ -42,7 +43,7 @@ from nemo.sections import (
     method_sections,
 )
 
-EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
+EXTRAS = ("alternatives", "budgets", "gap", "granularity", "thresholds")
 STANDARD = "standard"
 OVERRIDABLE = ("architecture", "decompose", "finetune", "masks", "train")  # and the base's section
 
@@ -67,6 +68,7 @@ class Params(Strict):
     decompose: DecomposeParams = DecomposeParams()
     finetune: FinetuneParams
     alternatives: AlternativesParams = AlternativesParams()
+    budgets: BudgetsParams = BudgetsParams()
     gap: Of = Of()
     thresholds: ThresholdsParams = ThresholdsParams()
     granularity: GranularityParams = GranularityParams()
@@ -164,15 +166,7 @@ class Params(Strict):
                 raise ValueError(f"{section}: required by the method {method!r}, and missing")
         modular = [m for m in self.methods if self.base_of(m).modular]
         for extra in EXTRAS:
-            for key, values in getattr(self, extra):
-                if len(set(values)) < len(values):
-                    raise ValueError(f"{extra}.{key}: {values} names something twice")
-            for method in getattr(self, extra).of:
-                if method not in modular:
-                    raise ValueError(
-                        f"{extra}.of: {method!r} has no modules here; accepted, of methods: "
-                        f"{', '.join(modular) or 'none'}"
-                    )
+            getattr(self, extra).check(extra, modular, self.subsets)
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

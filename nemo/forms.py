@@ -25,6 +25,10 @@ def tenth(value: float) -> str:
     return f"{value:.1f}"
 
 
+def seconds(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
 def whole(value: float) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.1f}"
 
@@ -67,4 +71,6 @@ DEAD = Tolerance(3, 0, "a layer near the threshold dies or lives by chance")
 SIZE = Tolerance(0, 0.35, "a module's size follows its masks, layer by layer")
 SHARE = Tolerance(0.35, 0, "a share of sizes that follow the masks, layer by layer")
 ROUNDING = Tolerance(1e-9, 0, "rounding of float64; the bound that exactness means")
+MACHINE = Tolerance(math.inf, 0, "the time that a machine takes is its own")
+CHOSEN = Tolerance(math.inf, 0, "the best of a few learning rates is often a near tie")
 WINS = Tolerance(2, 0, "a comparison near its tie falls either way by chance")

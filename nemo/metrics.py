@@ -53,6 +53,7 @@ class Metric:
         mlflow: its key in MLflow; None is the name, an empty text keeps it out.
         worst: whether the largest value over seeds is shown and not the mean: it is a bound.
         ratio: the metric whose percentage stands behind it in brackets.
+        middle: whether the median over subsets and seeds is shown, not the mean: it has outliers.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Metric:
     mlflow: str | None = None
     worst: bool = False
     ratio: str = ""
+    middle: bool = False
 
     @property
     def integer(self) -> bool:
@@ -255,6 +257,17 @@ _register(
     Metric("flops_ratio", "Its FLOPs, %", percent, f.SIZE),
     Metric("subsets_ahead", "Ahead in", f.whole, f.WINS),
     Metric("subsets", "Of", f.whole),
+)
+_register(
+    "budgets",
+    Metric("accuracy", "Accuracy %", percent, f.SUBSET),
+    Metric("ahead_points", "Module ahead, points", points, f.AHEAD),
+    Metric("make_seconds", "Making, s", f.seconds, f.MACHINE, middle=True),
+    Metric("tune_seconds", "Fine-tuning, s", f.seconds, f.MACHINE, middle=True),
+    Metric("parameters", "Parameters", f.count, f.SIZE),
+    Metric("flops", "FLOPs", f.count, f.SIZE),
+    Metric("val_accuracy", "", percent, f.SUBSET),
+    Metric("lr", "", plain, f.CHOSEN),
 )
 _register(
     "gap",

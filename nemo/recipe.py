@@ -28,12 +28,17 @@ PACKAGE = "nemo."
 # What measures each of the extras: a function of its name, (params, cell, data, layout) -> rows.
 MEASURES = {
     "alternatives": "nemo.alternatives.compare",
+    "budgets": "nemo.alternatives.budgets",
     "gap": "nemo.evaluation.gap",
     "granularity": "nemo.alternatives.granularity",
     "thresholds": "nemo.evaluation.thresholds",
 }
 # The sections of params that they read, besides their own.
-READS = {"alternatives": ("architecture", "finetune"), "granularity": ("finetune",)}
+READS = {
+    "alternatives": ("architecture", "finetune"),
+    "budgets": ("architecture", "finetune"),
+    "granularity": ("finetune",),
+}
 # What a standard training imports and never runs.
 MODULAR_ONLY = tuple(
     f"nemo.masking.{name}"
@@ -103,14 +108,14 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
     """
     section = getattr(params, extra)
     values: dict[str, Any] = {extra: section.model_dump(exclude={"of"})}
-    if extra in ("alternatives", "gap"):
+    if extra in ("alternatives", "budgets", "gap"):
         values["subsets"] = params.subsets
     shape = params.architecture.of(cell.model)
     read = {"architecture": shape, "finetune": params.finetune}
     groups = {key: read[key] for key in READS.get(extra, ())}
     values |= flat(groups, family_named(cell.model))
     entries = [MEASURES[extra], *_homes(cell.model)]
-    if extra == "alternatives":
+    if extra in ("alternatives", "budgets"):
         entries += [ALTERNATIVES[kind].make.__module__ for kind in section.kinds]
     return {"settings": values, "code": _code(entries, params)}
 

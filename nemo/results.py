@@ -18,7 +18,7 @@ What a file holds (`FORMAT` 1):
     history             a row per epoch of training
     masks               the class masks' figures, layer by layer; null for a standard model
     modules             a dict per class subset: its metrics, and `history` of its fine-tuning
-    alternatives, gap, granularity, thresholds      rows, where params ask for them
+    alternatives, budgets, gap, granularity, thresholds     rows, where params ask for them
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pydantic import (
 )
 
 from nemo.cells import Cell
+from nemo.config import EXTRAS
 from nemo.files import read_json
 
 FORMAT = 1
@@ -89,9 +90,6 @@ class CellResult:
         return self.masks is not None
 
 
-EXTRAS = ("alternatives", "gap", "granularity", "thresholds")
-
-
 Number = StrictFloat | StrictInt
 Epochs = list[Annotated[dict[str, Number], AfterValidator(_numbered)]]
 
@@ -122,6 +120,15 @@ class _Alternative(_Metrics):
 
 class _Gap(_Part):
     subset: str
+
+
+class _Budget(_Gap):
+    competitor: str
+    equal: Literal["parameters", "flops"]
+    epochs: Number
+    accuracy: Number | None
+    device: str
+    note: str = ""
 
 
 class _Granularity(_Metrics):
@@ -211,6 +218,7 @@ class _Body(BaseModel):
     masks: _Masks | None
     modules: list[_Module]
     alternatives: list[_Alternative] = []
+    budgets: list[_Budget] = []
     gap: list[_Gap] = []
     granularity: list[_Granularity] = []
     thresholds: list[_Threshold] = []
@@ -246,8 +254,7 @@ def _check(kind: type[BaseModel], body: Any, path: Path, remedy: str) -> None:
         kind.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        why = f"{where}: {first['msg']}"
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise MissingResultError(f"{path} is damaged ({why}); {remedy}") from None
 
 
@@ -276,8 +283,7 @@ def result_files(root: Path, profile: str) -> Iterator[Path]:
 
 def times_file(root: Path, profile: str, cell: Cell) -> Path:
     """Where `benchmarks.times` keeps what the cells of a model and seed cost, by any method."""
-    folder = root / "results" / profile / TIMES / cell.dataset
-    return folder / f"{cell.model}-{cell.seed}.json"
+    return root / "results" / profile / TIMES / cell.dataset / f"{cell.model}-{cell.seed}.json"
 
 
 def read_times(path: Path) -> Row:

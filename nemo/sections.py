@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from nemo.alternatives import ALTERNATIVES
 from nemo.fields import (
@@ -179,16 +186,60 @@ class Of(Strict):
 
     of: list[MethodName] = Field(default_factory=list)
 
+    def check(self, name: str, modular: list[str], subsets: list[str]) -> None:
+        """
+        Args:
+            name: the key of this section.
+            modular, subsets: what the params have of methods with modules, and of class subsets.
+
+        Raises:
+            ValueError: a list names something twice, or what the params do not have.
+        """
+        for key, values in self:
+            if len(set(values or ())) < len(values or ()):
+                raise ValueError(f"{name}.{key}: {values} names something twice")
+        for method in self.of:
+            if method not in modular:
+                raise ValueError(
+                    f"{name}.of: {method!r} has no modules here; accepted, of methods: "
+                    f"{', '.join(modular) or 'none'}"
+                )
+
+
+def _known_kinds(kinds: list[str]) -> list[str]:
+    for kind in kinds:
+        ALTERNATIVES.named(kind)
+    return kinds
+
+
+Kinds = Annotated[list[str], AfterValidator(_known_kinds)]
+
 
 class AlternativesParams(Of):
-    kinds: list[str] = Field(default_factory=list)
+    kinds: Kinds = Field(default_factory=list)
 
-    @field_validator("kinds")
-    @classmethod
-    def _known(cls, kinds: list[str]) -> list[str]:
-        for kind in kinds:
-            ALTERNATIVES.named(kind)
-        return kinds
+
+Size = Literal["parameters", "flops"]
+
+
+class BudgetsParams(Of):
+    kinds: Kinds = Field(default_factory=list)
+    epochs: list[NonNegative] = Field([0, 0.1, 1, 3, 10], min_length=1)  # of fine-tuning
+    lr_scales: list[Positive] = Field([0.3, 1, 3], min_length=1)  # of finetune.lr; the best counts
+    equal: list[Size] = Field(["parameters", "flops"], min_length=1)
+    subsets: list[str] | None = Field(None, min_length=1)  # None is all
+    flops_subsets: list[str] | None = None  # at equal FLOPs; None is all of them
+
+    def check(self, name: str, modular: list[str], subsets: list[str]) -> None:
+        super().check(name, modular, subsets)
+        known = {"subsets": subsets, "flops_subsets": self.subsets or subsets}
+        for key, accepted in known.items():
+            for subset in getattr(self, key) or ():
+                if subset not in accepted:
+                    raise ValueError(
+                        f"{name}.{key}: {subset!r} is not measured here; accepted: "
+                        f"{', '.join(accepted)}"
+                    )
 
 
 class ThresholdsParams(Of):

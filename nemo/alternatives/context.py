@@ -5,31 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from nemo.cells import Cell, Layout
 from nemo.config import STANDARD, Params
-from nemo.cost import count_parameters
+from nemo.cost import count_flops, count_parameters
 from nemo.data import Prepared, parse_subset
 from nemo.device import resolve_device
+from nemo.evaluation.modular import load_class_masks
+from nemo.masking.class_masks import SubsetMasks
 from nemo.masking.generators import Modular
 from nemo.masking.sites import head_names
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
-from nemo.trained import load_cell
+from nemo.trained import load_cell, weights_sha256
 
 STEPS = 13  # of the bisection for a size; the first tries all of it
+UNITS = {"parameters": "parameters", "flops": "FLOPs"}
+
+
+class TooSmallError(ValueError):
+    """No model of a kind is as small as the module."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One module: its cell, its class subset, the params of its method, images and files."""
+    """One module: its cell, its class subset, the params of its method, images and files.
+
+    Attributes:
+        equal: a key of UNITS: of what an alternative may have no more than the module.
+        section: the section of params that asks for alternatives.
+    """
 
     params: Params
     cell: Cell
     subset: str
     data: Prepared
     layout: Layout
+    equal: str = "parameters"
+    section: str = "alternatives"
 
     def classes(self) -> list[int]:
         return parse_subset(self.subset, self.data.classes)
@@ -38,9 +53,22 @@ class Context:
         """The module as cut, on the CPU."""
         return load(self.layout.module(self.cell, self.subset))
 
+    def size(self, model: nn.Module) -> int:
+        """Parameters, or FLOPs of one image, as `equal` says."""
+        if self.equal == "parameters":
+            return count_parameters(model)
+        device = next(model.parameters()).device
+        return count_flops(model, torch.zeros(1, 3, *self.data.size, device=device))
+
     def budget(self) -> int:
-        """The parameters of the module."""
-        return count_parameters(self.module())
+        """The size of the module."""
+        return self.size(self.module())
+
+    def masks(self, modular: Modular) -> SubsetMasks:
+        """What the module keeps of the trained cell that it is cut from."""
+        parent = weights_sha256(self.layout.train(self.cell))
+        masks = load_class_masks(self.layout.masks(self.cell), modular.layers, parent)
+        return masks.select(self.classes())
 
     def modular(self) -> Modular:
         """The trained cell that the module was cut from, on the device of params."""
@@ -64,16 +92,16 @@ class Context:
         return model
 
     def largest(self, make: Callable[[float], nn.Module]) -> nn.Module:
-        """The model of the largest share in (0, 1] that has at most the module's parameters.
+        """The model of the largest share in (0, 1] that is at most the module's size.
 
         Raises:
-            ValueError: none has so few.
+            TooSmallError: none is so small.
         """
         budget, found = self.budget(), None
         low, high, share = 0.0, 1.0, 1.0
         for _ in range(STEPS):
             model = make(share)
-            if count_parameters(model) > budget:
+            if self.size(model) > budget:
                 high = share
             else:
                 low, found = share, model
@@ -81,8 +109,9 @@ class Context:
                     break
             share = (low + high) / 2
         if found is None:
-            raise ValueError(
+            raise TooSmallError(
                 f"{self.cell.name} {self.subset}: no smaller {self.cell.model} has at most the "
-                f"{budget} parameters of the module; leave this one out of alternatives.kinds"
+                f"{budget} {UNITS[self.equal]} of the module; leave this one out of "
+                f"{self.section}.kinds"
             )
         return found

@@ -44,7 +44,7 @@ def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
             tuned.append(steps.do("finetune", out, tune, made[-1:]))
         for extra in (name for name in EXTRAS if cell.method in getattr(params, name).of):
             before = list(made)
-            if extra == "alternatives":  # they begin with the standard model
+            if extra in ("alternatives", "budgets"):  # they begin with the standard model
                 standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
                 before.append(steps.trained(standard))
             measure = partial(extras.run, extra, params, cell, layout)

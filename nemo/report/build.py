@@ -66,6 +66,7 @@ def _write_all(results: Results, others: list[Results], folder: Path) -> None:
             for name in each.datasets:
                 part = frame[frame["dataset"] == name].dropna(axis=1, how="all")
                 if len(part):
+                    part = table.shown(part)
                     picture = draw(table, part, figures, name)
                     parts.append(Part(each, name, grid(table, part), picture))
         if rows:

@@ -11,6 +11,7 @@ import pandas as pd
 from nemo.forms import percent
 from nemo.metrics import METRICS
 from nemo.report.published import PUBLISHED
+from nemo.report.rows import MODULE
 from nemo.report.style import INK, Picture, figure, legend, tones
 from nemo.report.table import Table
 
@@ -200,6 +201,37 @@ def _headline(frame: Frame, path: Path) -> str:
     )
 
 
+def _budgets(frame: Frame, path: Path) -> str:
+    frame = frame.assign(epochs=frame["epochs"].astype(float))
+    models, kinds = (list(dict.fromkeys(frame[key])) for key in ("model", "competitor"))
+    panels = list(frame.groupby(["method", "equal"], sort=False))
+    colours = {MODULE: INK, **tones(kind for kind in kinds if kind != MODULE)}
+    ticks = sorted(frame["epochs"].unique())
+    size = (3.2 * len(models), 0.6 + 2.6 * len(panels))
+    with figure(path, len(panels), len(models), size) as axes:
+        for row, (names, rows) in zip(axes, panels, strict=True):
+            for axis, model in zip(row, models, strict=True):
+                for kind, tone in colours.items():
+                    own = rows[(rows["model"] == model) & (rows["competitor"] == kind)]
+                    over = own.groupby("epochs")["accuracy"].agg(["mean", "std"])
+                    wide = 2 if kind == MODULE else 1
+                    spread = over["std"].fillna(0)
+                    axis.errorbar(
+                        over.index, over["mean"], spread, fmt="-o", ms=3, lw=wide, color=tone
+                    )
+                axis.set_xscale("symlog", linthresh=0.1)
+                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.set_xticks([], minor=True)
+                axis.set_title(model)
+            method, equal = map(str, names)
+            row[0].set_ylabel(f"{method}, equal {equal}\naccuracy, %")
+        axes.flat[0].figure.supxlabel("epochs of fine-tuning", fontsize=9)
+        legend(axes, colours)
+    return (
+        "Test accuracy against the budget of fine-tuning, mean of subsets; bars: spread over seeds."
+    )
+
+
 def _alternatives(frame: Frame, path: Path) -> str:
     sizes: dict[str, Any] = {"width": 6.5, "height": (1, 0.5)}
     _dots(frame, path, ("ahead_points",), row="row", kind="alternative", zero=True, **sizes)
@@ -223,6 +255,7 @@ DRAW: dict[str, Callable[[Frame, Path], str]] = {
     "T5-granularity": _granularity,
     "T6-costs": _costs,
     "T7-headline": _headline,
+    "T8-budgets": _budgets,
     "alternatives": _alternatives,
     "gap": _gap,
 }

@@ -14,6 +14,7 @@ from nemo.report.variants import forms, turns
 from nemo.results import CellResult, ModuleResult, Row
 
 AGAINST = "mwt"  # the method that the headline compares all others with
+MODULE = "module"  # the competitor that the others of a table of budgets are compared with
 WHOLE = "standard"  # the alternative that every module has: the whole standard model
 
 
@@ -196,6 +197,37 @@ def alternatives(results: Results) -> Iterator[Row]:
                 }
 
 
+def budgets(results: Results) -> Iterator[Row]:
+    """T8: accuracy after each budget of fine-tuning, and how far the module is ahead."""
+    for result in results.listed():
+        groups: dict[tuple[str, float], dict[str, dict[str, Row]]] = {}
+        for row in result.extras.get("budgets", []):
+            group = groups.setdefault((row["equal"], row["epochs"]), {})
+            group.setdefault(row["competitor"], {})[row["subset"]] = row
+        for row in result.extras.get("budgets", []):
+            group, subset = groups[row["equal"], row["epochs"]], row["subset"]
+            mine = group[MODULE][subset]["accuracy"]
+            rival = _best_rival(group) if row["competitor"] == MODULE else row["competitor"]
+            its = group[rival][subset]["accuracy"] if rival else None
+            named = _named(result) | row | {"epochs": f"{row['epochs']:g}"}
+            named["ahead_points"] = None if its is None else 100 * (mine - its)
+            yield named | {"device": _device(row["device"])}
+
+
+def _best_rival(group: dict[str, dict[str, Row]]) -> str:
+    """The competitor of at most the module's size that has the best mean accuracy over all of its
+    subsets; empty where there is none."""
+    mine = group[MODULE]
+    means = {
+        name: fmean(row["accuracy"] for row in rows.values())
+        for name, rows in group.items()
+        if name != MODULE
+        and all(row["accuracy"] is not None for row in rows.values())
+        and all(row[row["equal"]] <= mine[s][row["equal"]] for s, row in rows.items())
+    }
+    return max(means, key=lambda name: means[name], default="")
+
+
 def gap(results: Results) -> Iterator[Row]:
     """Validation accuracy of soft, binary and mean masks, before fine-tuning."""
     for result in results.listed():
@@ -212,8 +244,13 @@ def _models(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _named(result: CellResult) -> Row:
-    device = result.made.get("trained", {}).get("device", "")
-    return asdict(result.cell) | {"device": {"cpu": "CPU", "cuda": "GPU"}.get(device, device)}
+    return asdict(result.cell) | {
+        "device": _device(result.made.get("trained", {}).get("device", ""))
+    }
+
+
+def _device(name: str) -> str:
+    return {"cpu": "CPU", "cuda": "GPU"}.get(name, name)
 
 
 def _mean(values: Iterator[float | None]) -> float | None:

@@ -21,7 +21,8 @@ SEED = "seed"
 HEADERS = {
     "model": "Model", "method": "Method", "subset": "Classes", "alternative": "Alternative",
     "changes": "Changes", "knob": "Knob", "value": "Value", "threshold": "Threshold",
-    "granularity": "Granularity", "what": "What", "against": "Against", "device": "Device",
+    "granularity": "Granularity", "equal": "Equal", "competitor": "Competitor",
+    "epochs": "Epochs", "what": "What", "against": "Against", "device": "Device",
 }  # fmt: skip
 
 
@@ -36,6 +37,7 @@ class Table:
         texts: columns of text that name nothing.
         trained: whether metrics that follow from params alone are left out.
         beside: whether the profiles that params name under `beside` have rows in it.
+        over: the key whose values are averaged where the table is shown; its CSV has each.
     """
 
     name: str
@@ -47,6 +49,12 @@ class Table:
     texts: tuple[str, ...] = ("device",)
     trained: bool = False
     beside: bool = False
+    over: str = ""
+
+    @property
+    def shown_keys(self) -> list[str]:
+        """Those that name a row where the table is shown."""
+        return [key for key in self.keys if key != self.over]
 
     @property
     def key_names(self) -> list[str]:
@@ -70,6 +78,20 @@ class Table:
             frame[metric.name] = numbers.astype("Int64" if metric.integer else "float64")
         empty = [m.name for m in self.metrics if not frame[m.name].notna().any()]
         return frame.drop(columns=empty)
+
+    def shown(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Averaged over the key `over`; what one of its values lacks has no average."""
+        if not self.over:
+            return frame
+        names = ["dataset", *self.shown_keys, SEED, *self.texts]
+        groups = frame.groupby(names, sort=False, dropna=False)
+        numbers = {m.name: groups[m.name] for m in self.metrics if m.name in frame}
+        middle = {metric.name for metric in self.metrics if metric.middle}
+        means = {
+            name: (own.median() if name in middle else own.mean()).where(own.count() == own.size())
+            for name, own in numbers.items()
+        }
+        return pd.DataFrame(means).reset_index()
 
 
 @dataclass(frozen=True)
@@ -112,8 +134,8 @@ def csv_text(frame: pd.DataFrame) -> str:
 def grid(table: Table, frame: pd.DataFrame) -> Grid:
     """The rows of one data set, seeds averaged. Labels that are always empty are left out, and the
     device and number of seeds where they are the same everywhere."""
-    groups = frame.groupby(list(table.keys), sort=False, dropna=False)
-    labels = pd.DataFrame({name: groups[name].first() for name in (*table.keys, *table.texts)})
+    groups = frame.groupby(table.shown_keys, sort=False, dropna=False)
+    labels = pd.DataFrame({n: groups[n].first() for n in (*table.shown_keys, *table.texts)})
     labels["device"] = groups["device"].agg(lambda used: ", ".join(sorted(set(used))))
     labels["seeds"] = groups[SEED].nunique().astype(str)
     for name in labels:
@@ -133,6 +155,8 @@ def _cell(metric: Metric, rows: pd.DataFrame) -> str:
     values = rows[metric.name].dropna().astype(float)
     if not len(values):
         return ""
+    if metric.middle:
+        return metric.form(float(values.median()))
     text = metric.form(float(values.max() if metric.worst else values.mean()))
     if len(values) > 1 and not (metric.integer or metric.worst):
         text += f" ± {metric.form(float(values.std())).lstrip('+')}"

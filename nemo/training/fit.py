@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +56,8 @@ class Plan:
     lr: float
     momentum: float
     weight_decay: float
-    t_max: int  # epochs in which the cosine falls to 0
+    t_max: int  # epochs in which the cosine falls to 0; steps, where `steps` says how many
+    steps: int | None = None  # the training ends after these, also amid an epoch
 
     @classmethod
     def of(cls, recipe: Recipe, family: Family, t_max: int | None = None) -> Plan:
@@ -137,9 +139,10 @@ def fit(
                 memory.before_epoch(state.history)
             _decorrelate(batches.seed, epoch)
             lr = state.scheduler.get_last_lr()[0]
-            means = _train_epoch(gradients, batches, state.optimizer, epoch)
+            means = _train_epoch(gradients, batches, state, epoch, plan.steps)
             _check_weights(model, epoch)
-            state.scheduler.step()
+            if plan.steps is None:
+                state.scheduler.step()
             row: Row = {"epoch": epoch, "lr": float(lr), **means, **validate()}
             state.history.append(row)
             if checkpoint:
@@ -177,19 +180,22 @@ class _State:
 
 
 def _train_epoch(
-    gradients: Gradients, batches: Batches, optimizer: torch.optim.Optimizer, epoch: int
+    gradients: Gradients, batches: Batches, state: _State, epoch: int, steps: int | None
 ) -> Row:
+    left = None if steps is None else steps - (epoch - 1) * len(batches)
     gradients.model.train()
     # looking at a loss makes the CPU wait for a GPU, which then waits for the next launch
     every = 1 if gradients.device.type == "cpu" else 16
     log: list[Tensor] = []
     sizes: list[int] = []
-    for images, labels in batches:
+    for images, labels in islice(batches, left):
         log.append(gradients(images, labels))
         sizes.append(len(labels))
         if len(log) % every == 0:
             _check_loss(gradients, log[-every:], epoch, len(log) - every)
-        optimizer.step()
+        state.optimizer.step()
+        if steps is not None:
+            state.scheduler.step()
     _check_loss(gradients, log[-every:], epoch, len(log[:-every]))
     share = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     means = share @ torch.stack(log).cpu().double()

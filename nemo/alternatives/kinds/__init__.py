@@ -1,3 +1,5 @@
 """The alternatives that come with the package, a file each; tables list them in this order."""
 
-from nemo.alternatives.kinds import random, pruned, dense, mean_masks, standard_tuned  # noqa: F401, I001  # fmt: skip
+from nemo.alternatives.kinds import (  # noqa: F401, I001
+    random, pruned, pruned_global, taylor, tuned_pruned, dense, mean_masks, standard_tuned,
+)  # fmt: skip

@@ -32,8 +32,8 @@ def dense(context: Context) -> nn.Module:
             smaller = shape.model_copy(update={"width": shape.width * share})
         else:
             raise ValueError(
-                f"alternatives.kinds: dense needs a model with a width or a dim, and {name} has "
-                "neither; leave it out"
+                f"{context.section}.kinds: dense needs a model with a width or a dim, and {name} "
+                "has neither; leave it out"
             )
         return build_model(name, len(context.classes()), context.data.size[0], smaller)
 

@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 @alternative("mean-masks", label="mean masks", budget=True)
 def mean_masks(context: Context) -> nn.Module:
     from nemo.cut import decompose
-    from nemo.evaluation.modular import load_class_masks
     from nemo.masking.constant import mean_scales, scaled
-    from nemo.trained import weights_sha256
 
-    cell, layout, modular = context.cell, context.layout, context.modular()
-    parent = weights_sha256(layout.train(cell))
-    masks = load_class_masks(layout.masks(cell), modular.layers, parent).select(context.classes())
+    modular = context.modular()
     images = context.data.restrict(context.classes())
-    return decompose(scaled(modular, mean_scales(modular, images)).cpu(), masks)
+    return decompose(scaled(modular, mean_scales(modular, images)).cpu(), context.masks(modular))
