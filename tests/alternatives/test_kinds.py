@@ -19,7 +19,8 @@ from nemo.recipe import measuring
 from nemo.trained import load_cell
 from tests.small import SUBSET, raw_params
 
-KINDS = ["random", "pruned", "dense", "mean-masks", "standard-tuned"]
+PRUNED = ["pruned", "pruned-global", "taylor", "tuned-pruned"]
+KINDS = ["random", *PRUNED, "dense", "mean-masks", "standard-tuned"]
 
 
 def context_of(cell):
@@ -44,7 +45,7 @@ def test_the_package_has_these_and_their_names_cost_no_torch():
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if ALTERNATIVES[k].budget])
 def test_one_of_the_modules_size_is_no_larger_and_not_half_as_large(cell, kind):
-    if kind == "pruned":
+    if kind in PRUNED:
         pytest.importorskip("torch_pruning")
     context = context_of(cell)
     model = made(kind, context)
@@ -99,10 +100,12 @@ def test_a_distilled_model_loses_the_rows_of_both_heads(monkeypatch):
     torch.testing.assert_close(context.standard()(images()), expected)
 
 
-def test_pruned_says_what_is_missing(resnet, monkeypatch):
+@pytest.mark.parametrize("kind", PRUNED)
+def test_pruned_says_what_is_missing(resnet, monkeypatch, kind):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ValueError, match=r"^alternatives.kinds: pruned needs torch-pruning: pip"):
-        made("pruned", context_of(resnet))
+    monkeypatch.setattr(Context, "standard", lambda self: pytest.fail("work before the check"))
+    with pytest.raises(ValueError, match=rf"^alternatives.kinds: {kind} needs torch-pruning: pip"):
+        made(kind, context_of(resnet))
 
 
 def test_a_model_that_cannot_be_narrower_has_no_dense_one(resnet, monkeypatch):
