@@ -122,7 +122,7 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
 
 def preparation(params: Params, dataset: str) -> Recipe:
     """What decides the prepared images of a data set."""
-    values = params.data[dataset].model_dump(exclude={"memory"})
+    values = params.data[dataset].model_dump(exclude={"memory"}, exclude_none=True)
     return {"settings": values, "code": fingerprint([f"{PACKAGE}pipeline.prepare"])}
 
 

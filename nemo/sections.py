@@ -40,6 +40,8 @@ class DataSource(Strict):
 
     source: str
     size: Annotated[int, Field(ge=8, le=512, strict=True)] | None = None
+    classes: str | None = None  # a part of them, as in `subsets`; labels count from 0 in its order
+    limit: Count | None = None  # training images, before validation images are held out
     title: str | None = None
     validation: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     seed: Whole = 0

@@ -19,8 +19,9 @@ import numpy as np
 from nemo.data.errors import DataError
 from nemo.data.images import Labels, RawSplit, RawSplits
 from nemo.data.sources import load_source
-from nemo.data.splits import hold_out
+from nemo.data.splits import hold_out, limit_to
 from nemo.data.stored import StoredImages, stored_images, write_arrays
+from nemo.data.subsets import parse_subset
 from nemo.files import new_folder, write_json, writing
 
 if TYPE_CHECKING:
@@ -103,18 +104,22 @@ def prepare(
 
     Validation images are a fraction `source.validation` of each class's training images, chosen by
     `source.seed`, unless the source brings its own; a source without test images gives a fifth
-    of each class first. An earlier prepared folder at `out` is replaced. `check` sees the class
+    of each class first. Of a source's `classes` and training images (`limit`) a part may be taken;
+    only that is decoded. An earlier prepared folder at `out` is replaced. `check` sees the class
     names before anything is written, and may raise.
 
     Raises:
         DataError: the source cannot be used (see `load_source`), a class is too small to be split,
-            `source.crop` does not fit the images, or `out` is something other than prepared data.
+            `source.classes` or `source.limit` do not fit the source, or `source.crop` the images,
+            or `out` is something other than prepared data.
     """
     out = Path(out)
     _check_replaceable(out)
     raw = load_source(source.source, source.size, Path(downloads))
+    if source.classes is not None:
+        raw = _of_classes(raw, source.classes, f"data.{name}.classes")
     check(raw.classes)
-    splits = _with_held_out(raw, source)
+    splits = _with_held_out(raw, source, f"data.{name}.limit")
     height, width = splits["train"].images.shape[2:]
     if height != width:
         raise DataError(
@@ -184,19 +189,50 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _with_held_out(raw: RawSplits, source: DataSource) -> dict[str, RawSplit]:
+def _of_classes(raw: RawSplits, subset: str, key: str) -> RawSplits:
+    """The images of a subset of the classes, labelled 0..T-1 in its order."""
+    try:
+        chosen = parse_subset(subset, raw.classes)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+    if len(chosen) < 2:
+        raise DataError(f"{key}: {subset!r} is one class; accepted: two or more")
+    relabel = np.full(len(raw.classes), -1, dtype=np.int64)
+    relabel[chosen] = np.arange(len(chosen))
+    splits = {}
+    for name, split in raw.splits.items():
+        labels = relabel[split.labels]
+        kept = np.flatnonzero(labels >= 0)
+        splits[name] = RawSplit(split.images[kept], labels[kept])
+    return RawSplits(raw.title, [raw.classes[c] for c in chosen], splits)
+
+
+def _with_held_out(raw: RawSplits, source: DataSource, limit_key: str) -> dict[str, RawSplit]:
     """train, val and test, holding out of train what the source does not bring."""
     splits = dict(raw.splits)
     for split, fraction, what in (
         ("test", TEST_FRACTION, "testing"),
         ("val", source.validation, "validation"),
     ):
+        if split == "val" and source.limit is not None:
+            splits["train"] = _limited(splits["train"], source.limit, source.seed, limit_key)
         if split not in splits:
             train = splits["train"]
             kept, held = hold_out(train.labels, raw.classes, fraction, source.seed, what)
-            splits["train"] = RawSplit(train.images[kept], train.labels[kept])
-            splits[split] = RawSplit(train.images[held], train.labels[held])
+            splits["train"] = _rows(train, kept)
+            splits[split] = _rows(train, held)
     return splits
+
+
+def _limited(train: RawSplit, limit: int, seed: int, key: str) -> RawSplit:
+    try:
+        return _rows(train, limit_to(train.labels, limit, seed))
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
+def _rows(split: RawSplit, rows: Labels) -> RawSplit:
+    return RawSplit(split.images[rows], split.labels[rows])
 
 
 def _statistics(counts: Labels) -> tuple[list[float], list[float]]:

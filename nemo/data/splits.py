@@ -1,4 +1,4 @@
-"""Holding images out of a split: stratified, seeded, at least one of each class (ours)."""
+"""Parts of a split: stratified, seeded, with every class in each of them (ours)."""
 
 from __future__ import annotations
 
@@ -39,3 +39,30 @@ def hold_out(
         count = min(max(int(len(members) * fraction + 0.5), 1), len(members) - 1)
         held[random.permutation(members)[:count]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def limit_to(labels: npt.NDArray[np.int64], count: int, seed: int) -> Indices:
+    """`count` of the positions 0..N-1, ascending; all of them if there are no more.
+
+    Each class gives its share, rounded down or up to the next image, so that the sum is `count`.
+
+    Args:
+        labels: (N,) of classes 0..C-1, each of which occurs.
+
+    Raises:
+        DataError: a class would have fewer than two images left.
+    """
+    members = np.bincount(labels)
+    if count >= len(labels):
+        return np.arange(len(labels))
+    if count * members.min() < 2 * len(labels):
+        least = -(-2 * len(labels) // members.min())
+        raise DataError(f"{count} images leave a class fewer than 2; accepted: {least} or more")
+    shares, rest = np.divmod(members * count, len(labels))
+    shares[np.argsort(-rest, kind="stable")[: count - shares.sum()]] += 1
+    random = np.random.RandomState(seed)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:share]
+        for label, share in enumerate(shares)
+    ]
+    return np.sort(np.concatenate(chosen))

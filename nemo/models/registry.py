@@ -121,9 +121,12 @@ def family_of(name: str, model: nn.Module) -> Family:
 def _timm_model(name: str, num_classes: int, image_size: int, shape: Any) -> nn.Module:
     import timm
 
-    pretrained = isinstance(shape, TimmShape) and shape.pretrained
-    options = {"pretrained": pretrained, "num_classes": num_classes}
+    options = {"pretrained": False, "num_classes": num_classes}
+    if isinstance(shape, TimmShape):
+        options |= shape.model_dump(exclude_none=True)
     try:  # Transformers must be told the size, most convolutional nets do not know the argument
         return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
     except TypeError:
+        if "patch_size" in options:
+            raise ValueError(f"{TIMM}{name} has no patch_size to choose") from None
         return timm.create_model(name, **options)  # type: ignore[no-any-return]

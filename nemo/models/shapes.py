@@ -33,3 +33,4 @@ class DeitShape(VitShape):
 
 class TimmShape(Strict):
     pretrained: bool = False
+    patch_size: Count | None = None  # of its Transformers, whose own is too large for small images
