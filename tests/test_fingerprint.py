@@ -82,6 +82,12 @@ ALL = {
         "of": ["nemo"],
         "kinds": ["random", "pruned", "dense", "mean-masks", "standard-tuned"],
     },
+    "budgets": {
+        "of": ["nemo"],
+        "kinds": ["pruned-global", "taylor", "tuned-pruned"],
+        "epochs": [0, 0.1],
+        "equal": ["parameters"],
+    },
     "decompose": {"recalibrate_bn": True},
     "gap": {"of": ["nemo"]},
     "thresholds": {"of": ["nemo"], "values": [0.5]},

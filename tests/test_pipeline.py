@@ -19,7 +19,7 @@ from nemo.recipe import recipe
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 SEVEN = {"prepare", "train", "masks", "decompose", "finetune", "evaluate", "report"}
-MORE = {"plan", "plugin", "alternatives", "gap", "granularity", "thresholds"}
+MORE = {"plan", "plugin", "alternatives", "budgets", "gap", "granularity", "thresholds"}
 MODELS = ("resnet18", "vit_small")
 VARIANTS = """variants:
   tau-0.1: {method: nemo, loss.tau: 0.1}

@@ -116,7 +116,7 @@ T8 = Table(
     "layers, by magnitude. taylor: one ranking, by |weight x gradient| on the subset's images. "
     "tuned-pruned: fine-tuned on the subset in full, then pruned. Ahead: of the competitor, and in "
     "the module's own rows of the best one of its size. Making: pruning or cutting to size, with "
-    "BatchNorm. Seconds are medians, on the device that is named.",
+    "BatchNorm. Seconds are medians over subsets and seeds; the CSV names the device.",
     ("model", "method", "equal", "competitor", "subset", "epochs"),
     ("budgets",),
     rows.budgets,

@@ -16,6 +16,7 @@ from nemo.config import check_params
 from nemo.cost import count_flops, count_parameters
 from nemo.data import Augment, Batches
 from nemo.files import rounded
+from nemo.recipe import recipe
 from tests.small import SUBSET, raw_params
 
 COLUMNS = {
@@ -194,6 +195,15 @@ def test_a_killed_measurement_goes_on_with_the_rate_that_it_had(resnet):
     for row in (*rows, *again):  # the times are those of another run
         del row["make_seconds"], row["tune_seconds"]
     assert rounded(rows) == rounded(again)
+
+
+def test_the_stage_is_there_for_the_methods_that_ask_for_it_alone(resnet):
+    _, cell, _, _ = resnet
+    assert recipe(check_params(raw_params("resnet18")), cell, "budgets") is None
+    assert recipe(asking(of=[]), cell, "budgets") is None
+    before, after = (recipe(asking(kinds=kinds), cell, "budgets") for kinds in ([], ["taylor"]))
+    assert before["settings"]["budgets"]["epochs"] == [0, 0.1, 1]
+    assert before["code"] != after["code"]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,14 @@ from tests.test_bad_input import CELL, PARAMS, ROOT, images
 
 ALL = PARAMS | {
     "alternatives": {"of": ["nemo"], "kinds": ["random", "standard-tuned"]},
+    "budgets": {"of": ["nemo"], "kinds": ["random"], "epochs": [0, 0.1], "equal": ["parameters"]},
     "gap": {"of": ["nemo"]},
     "subsets": ["cat+dog"],
 }
 STAGES = [f"train {CELL} --method standard", f"evaluate {CELL} --method standard", f"train {CELL}"]
 STAGES += [f"masks {CELL}", f"decompose {CELL} --subset cat+dog"]
 STAGES += [f"finetune {CELL} --subset cat+dog"]
-STAGES += [f"alternatives {CELL}", f"gap {CELL}", f"evaluate {CELL}"]
+STAGES += [f"alternatives {CELL}", f"budgets {CELL}", f"gap {CELL}", f"evaluate {CELL}"]
 RUN = [sys.executable, "-c", "from nemo.cli import main; main()"]
 
 
@@ -112,7 +113,7 @@ def test_only_what_a_change_decides_runs_again(by_cells: Path, tmp_path: Path) -
     (root / "params.yaml").write_text(yaml.safe_dump(tuned))
     cell, result = "runs/pets/resnet18/nemo-0", "results/tiny/pets/resnet18/nemo-0.json"
     *ran, _ = call(root, f"run {CELL}").splitlines()
-    assert ran == [f"{cell}/finetuned/cat+dog", f"{cell}/alternatives", result]
+    assert ran == [f"{cell}/finetuned/cat+dog", f"{cell}/alternatives", f"{cell}/budgets", result]
     after = made(root)
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}

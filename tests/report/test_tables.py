@@ -17,7 +17,7 @@ from nemo.report.build import write_report
 from nemo.report.collect import collect
 from nemo.report.drift import check
 from nemo.report.table import csv_text
-from nemo.report.tables import TABLES, frames
+from nemo.report.tables import T8, TABLES, frames
 from nemo.report.words import headlines
 from nemo.results import result_file
 from tests.report.fake import edit, extras, make_params, make_results, make_times
@@ -31,7 +31,8 @@ VARIANTS = {
     "both": {"method": "nemo", "loss.alpha": 4.0, "loss.tau": 0.5},
 }
 METHODS = ["standard", "mwt", "nemo"]
-EXTRA = {name: {"of": ["nemo"]} for name in ("alternatives", "gap", "thresholds", "granularity")}
+NAMES = ("alternatives", "budgets", "gap", "thresholds", "granularity")
+EXTRA = {name: {"of": ["nemo"]} for name in NAMES}
 
 
 def variants(root: Path, **changes: Any) -> Params:
@@ -147,6 +148,49 @@ def test_alternatives_are_behind_where_the_module_is_ahead(
     assert whole["flops_ratio"] == pytest.approx((1 / 0.2 + 1 / 0.3) / 2)
 
 
+def test_a_module_is_ahead_of_each_rival_and_in_its_own_rows_of_the_best(
+    everything: Params, tmp_path: Path
+) -> None:
+    frame = frames(collect(everything, tmp_path))["T8-budgets"]
+    assert len(frame) == 2 * 2 * 4 * 3 * len(frame["model"].unique()) * frame["seed"].nunique()
+    assert set(frame["device"]) == {"GPU"}
+    own = frame[
+        (frame["subset"] == "all") & (frame["equal"] == "flops") & (frame["epochs"] == "0.1")
+    ]
+    ahead = own.groupby("competitor")["ahead_points"].first()
+    # the whole standard model is larger than the module: no rival of its size
+    assert dict(ahead) == pytest.approx(
+        {"module": 5.0, "pruned": 10.0, "taylor": 5.0, "standard-tuned": -5.0}
+    )
+    assert next(iter(own["accuracy"])) == pytest.approx(0.9 + 0.001 - 0.02)
+
+
+def test_budgets_are_shown_as_means_of_subsets_and_none_where_one_is_missing(
+    everything: Params, tmp_path: Path
+) -> None:
+    path = result_file(tmp_path, "fake", Cell("tiny", "resnet18", "nemo", 0))
+    content = json.loads(path.read_text())
+    taken = {"accuracy": None, "val_accuracy": None, "parameters": None, "flops": None}
+    for row in content["budgets"]:
+        if (row["competitor"], row["subset"]) == ("taylor", "0+1"):
+            row.update(taken, lr=None, note="no smaller one")
+            del row["make_seconds"], row["tune_seconds"]
+        if (row["competitor"], row["epochs"]) == ("module", 1):
+            row["tune_seconds"] = 3.0 if row["subset"] == "all" else 2.0
+    path.write_text(json.dumps(content))
+    write_report(everything, tmp_path, tmp_path / "report")
+    lines = (tmp_path / "report/T8-budgets.md").read_text().splitlines()
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    table = {tuple(cells[:5]): dict(zip(shown[0], cells, strict=True)) for cells in shown[2:]}
+    module = table["resnet18", "nemo", "parameters", "module", "1"]
+    assert module["Accuracy %"].startswith("90.0")
+    assert module["Module ahead, points"].startswith("+10.0")  # of pruned: taylor lacks one
+    assert module["Fine-tuning, s"] == "2.5"
+    assert table["resnet18", "nemo", "parameters", "taylor", "1"]["Accuracy %"] == ""
+    assert table["resnet18", "nemo", "parameters", "pruned", "1"]["Accuracy %"] == "80.0"
+    assert (tmp_path / "report/figures/T8-budgets-tiny.png").is_file()
+
+
 def test_the_headline_compares_modules_of_the_same_subset(tmp_path: Path) -> None:
     params = make_params(models=["resnet18"], seeds=[0])
     make_results(tmp_path, params)
@@ -198,7 +242,7 @@ def test_the_committed_cifar10_tables_are_those_of_the_committed_results() -> No
     results = collect(params, Path())
     assert (results.missing, results.left_out) == ([], [])
     tables = frames(results)
-    assert set(tables) == {table.name for table in TABLES}
+    assert {table.name for table in TABLES} == {*tables, T8.name}
     for name, frame in tables.items():
         assert csv_text(frame) == Path(f"reports/cifar10-cpu/{name}.csv").read_text(), name
     assert Path("reports/cifar10-cpu/index.html").stat().st_size < 3e6

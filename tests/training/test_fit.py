@@ -1,5 +1,7 @@
+import math
 import multiprocessing
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +125,23 @@ def test_training_learns_and_follows_the_cosine():
     assert rates[0] == 0.05
     assert rates == sorted(rates, reverse=True)
     assert rates[4] == pytest.approx(0.025)
+
+
+def test_a_training_of_steps_ends_amid_an_epoch_with_a_cosine_of_steps():
+    data, seen = batches(), []
+    each = len(data)
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    plan = replace(Plan(2, "sgd", 0.05, 0.9, 0.0, each + 1), steps=each + 1)
+    object.__setattr__(plan, "make_optimizer", lambda m: Watched(m.parameters(), plan.lr))
+    history = fit(model(), Task(cross_entropy), data, plan, device=CPU, validate=dict)
+    assert len(history) == 2
+    expected = [0.05 * (1 + math.cos(math.pi * k / (each + 1))) / 2 for k in range(each + 1)]
+    assert seen == pytest.approx(expected)
 
 
 def test_bfloat16_autocast_trains_on_the_cpu():
