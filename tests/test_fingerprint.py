@@ -84,7 +84,7 @@ ALL = {
     },
     "budgets": {
         "of": ["nemo"],
-        "kinds": ["pruned-global", "taylor", "tuned-pruned"],
+        "kinds": ["pruned-global", "taylor", "tuned-pruned", "dense"],
         "epochs": [0, 0.1],
         "equal": ["parameters"],
     },

@@ -17,9 +17,11 @@ from nemo.evaluation.modular import load_class_masks
 from nemo.masking.class_masks import SubsetMasks
 from nemo.masking.generators import Modular
 from nemo.masking.sites import head_names
+from nemo.models import family_named
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load
 from nemo.trained import load_cell, weights_sha256
+from nemo.training.finetune import finetune
 
 STEPS = 13  # of the bisection for a size; the first tries all of it
 UNITS = {"parameters": "parameters", "flops": "FLOPs"}
@@ -90,6 +92,15 @@ class Context:
                 linear.bias = nn.Parameter(linear.bias.detach()[rows].clone())
             linear.out_features = len(rows)
         return model
+
+    def tuned(self) -> nn.Module:
+        """The standard model after all of the module's fine-tuning, on the CPU."""
+        params, cell, model = self.params, self.cell, self.standard()
+        part = self.data.restrict(self.classes())
+        heads = head_names(model, len(part.classes)) if params.finetune.head == "new" else []
+        title, family = f"{cell.name} {self.subset} standard", family_named(cell.model)
+        finetune(model, part, family, params, cell.seed, title, heads=heads)
+        return model.cpu().eval()
 
     def largest(self, make: Callable[[float], nn.Module]) -> nn.Module:
         """The model of the largest share in (0, 1] that is at most the module's size.

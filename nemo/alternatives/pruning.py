@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nemo.alternatives.context import Context
 from nemo.masking.sites import head_names
+
+if TYPE_CHECKING:
+    from nemo.alternatives.context import Context
 
 SPARED = 0.1  # of each group's channels: a ranking of all layers together could take a whole one
 

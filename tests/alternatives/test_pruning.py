@@ -1,6 +1,5 @@
 """The pruned rivals: their sizes, what they keep, and that no layer is lost."""
 
-import copy
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from nemo.alternatives.context import Context
 from nemo.alternatives.kinds.taylor import with_gradients
-from nemo.alternatives.kinds.tuned_pruned import tuned
 from nemo.alternatives.pruning import prune
 from nemo.cells import Cell
 from nemo.cost import count_flops, count_parameters
@@ -123,7 +121,7 @@ def test_gradients_are_of_the_subsets_training_images(resnet):
 def test_what_is_tuned_and_then_pruned_knows_the_subset(resnet):
     params, nemo, data, layout = resnet
     context = Context(params, nemo, SUBSET, data, layout)
-    before, after = context.standard(), copy.deepcopy(tuned(context))
+    before, after = context.standard(), context.tuned()
     part = data.restrict([3, 1])
     validation = Batches(part.splits["val"], part.mean, part.std, 64)
     assert accuracy(*predict(after, validation)) >= accuracy(*predict(before, validation))

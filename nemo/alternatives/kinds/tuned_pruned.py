@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from nemo.alternatives.registry import alternative
@@ -21,18 +20,4 @@ def tuned_pruned(context: Context) -> nn.Module:
     """
     from nemo.alternatives.pruning import prune
 
-    return prune(context, "tuned-pruned", partial(tuned, context))
-
-
-def tuned(context: Context) -> nn.Module:
-    """The standard model after all of the fine-tuning."""
-    from nemo.masking.sites import head_names
-    from nemo.models import family_named
-    from nemo.training.finetune import finetune
-
-    params, cell, model = context.params, context.cell, context.standard()
-    part = context.data.restrict(context.classes())
-    heads = head_names(model, len(part.classes)) if params.finetune.head == "new" else []
-    title = f"{cell.name} {context.subset} standard"
-    finetune(model, part, family_named(cell.model), params, cell.seed, title, heads=heads)
-    return model.cpu().eval()
+    return prune(context, "tuned-pruned", context.tuned)
