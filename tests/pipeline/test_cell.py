@@ -15,19 +15,18 @@ from click.testing import CliRunner
 from nemo.cells import cells
 from nemo.cli.main import cli
 from nemo.config import load_params
-from nemo.results import result_file
+from nemo.results import read_result, result_file
 from tests.test_bad_input import CELL, PARAMS, ROOT, images
 
 ALL = PARAMS | {
     "alternatives": {"of": ["nemo"], "kinds": ["random", "standard-tuned"]},
-    "budgets": {"of": ["nemo"], "kinds": ["random"], "epochs": [0, 0.1], "equal": ["parameters"]},
     "gap": {"of": ["nemo"]},
     "subsets": ["cat+dog"],
 }
 STAGES = [f"train {CELL} --method standard", f"evaluate {CELL} --method standard", f"train {CELL}"]
 STAGES += [f"masks {CELL}", f"decompose {CELL} --subset cat+dog"]
 STAGES += [f"finetune {CELL} --subset cat+dog"]
-STAGES += [f"alternatives {CELL}", f"budgets {CELL}", f"gap {CELL}", f"evaluate {CELL}"]
+STAGES += [f"alternatives {CELL}", f"gap {CELL}", f"evaluate {CELL}"]
 RUN = [sys.executable, "-c", "from nemo.cli import main; main()"]
 
 
@@ -113,13 +112,28 @@ def test_only_what_a_change_decides_runs_again(by_cells: Path, tmp_path: Path) -
     (root / "params.yaml").write_text(yaml.safe_dump(tuned))
     cell, result = "runs/pets/resnet18/nemo-0", "results/tiny/pets/resnet18/nemo-0.json"
     *ran, _ = call(root, f"run {CELL}").splitlines()
-    assert ran == [f"{cell}/finetuned/cat+dog", f"{cell}/alternatives", f"{cell}/budgets", result]
+    assert ran == [f"{cell}/finetuned/cat+dog", f"{cell}/alternatives", result]
     after = made(root)
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
     assert all(name.startswith(tuple(ran)) for name in changed)
     shutil.rmtree(root / f"{cell}/masks")  # and what is no longer there
     assert call(root, f"run {CELL}").splitlines()[:-1] == [f"{cell}/masks"]
+
+
+def test_budgets_are_measured_where_params_ask_and_are_part_of_the_results(
+    by_cells: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(by_cells, tmp_path / "project")
+    asked = {"of": ["nemo"], "kinds": ["random"], "epochs": [0, 0.1], "equal": ["parameters"]}
+    (root / "params.yaml").write_text(yaml.safe_dump(ALL | {"budgets": asked}))
+    cell, result = "runs/pets/resnet18/nemo-0", "results/tiny/pets/resnet18/nemo-0.json"
+    assert call(root, f"run {CELL}").splitlines()[:-1] == [f"{cell}/budgets", result]
+    rows = read_result(root / result).extras["budgets"]
+    assert [(row["competitor"], row["epochs"]) for row in rows] == [
+        ("module", 0), ("module", 0.1), ("random", 0), ("random", 0.1)
+    ]  # fmt: skip
+    assert call(root, f"run {CELL}").splitlines()[:-1] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
