@@ -53,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"width": 0.25},
     "vit_small": {"dim": 64, "depth": 4, "heads": 4, "patch": 4},
     "timm/resnet18": {},
-    "timm/vit_tiny_patch16_224": {"patch_size": 4},
+    "timm/vit_tiny_patch16_224": {"arguments": {"patch_size": 4}},
 }
 METHODS = (STANDARD, METHOD)
 SHARED = ("train", "data")  # sections that a standard training has, too

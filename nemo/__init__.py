@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo.cut import decompose
+    from nemo.cut import decompose, shrink
     from nemo.masking.class_masks import (
         ClassMasks,
         cohesion,
@@ -36,6 +36,7 @@ _HOME = {
     "mwt_loss": "masking.losses",
     "retention_rate": "masking.class_masks",
     "save": "module.files",
+    "shrink": "cut",
     "threshold_masks": "masking.class_masks",
 }
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "mwt_loss",
     "retention_rate",
     "save",
+    "shrink",
     "threshold_masks",
 ]
 

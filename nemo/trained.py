@@ -56,5 +56,5 @@ def save_weights(model: nn.Module, file: Path) -> None:
 def _shape(about: dict[str, Any]) -> Shape:
     """The shape a cell was built with, except that its weights are its own."""
     if about["model"].startswith(TIMM):
-        return TimmShape.model_validate(about["shape"] | {"pretrained": False})
+        return TimmShape.model_validate({**about["shape"], "pretrained": False})
     return MODELS.named(about["model"]).shape.model_validate(about["shape"])

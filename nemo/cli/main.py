@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from nemo.cli import modularize, modules, stages, views
+from nemo.cli import merge, modularize, modules, stages, views
 
 
 class Group(click.Group):
@@ -44,8 +44,9 @@ def cli(traceback: bool) -> None:
     """Modular training of neural networks, and exact modules for a few of their classes."""
 
 
-for command in (*stages.COMMANDS, *views.COMMANDS, *modules.COMMANDS, *modularize.COMMANDS):
-    cli.add_command(command)
+for part in (stages, views, modules, modularize, merge):
+    for command in part.COMMANDS:
+        cli.add_command(command)
 
 
 def ignore_warnings() -> None:

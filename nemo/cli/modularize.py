@@ -1,9 +1,11 @@
-"""Commands that need no params file: a module of one's own model, and two modules as one."""
+"""The command that needs no params file: from a model and images to a module."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from nemo.cli.modules import card, show
+from nemo.cli.modules import card, data_option, show
 
 if TYPE_CHECKING:
     from nemo.config import Params
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 _DEFAULTS = yaml.safe_load(files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8"))
 _count = click.IntRange(min=1)
 _positive = click.FloatRange(min=0, min_open=True)
-_data = click.option(
-    "--data", "source", required=True, help="An image folder or .tar, digits, cifar10, svhn, ..."
-)
+_share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
 
 
 def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
@@ -39,7 +39,9 @@ def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
 
 
 TUNED: dict[str, str] = {"data.size": "size", "data.flip": "flip", "data.crop": "crop"}
-TUNED["device"] = "device"
+TUNED |= {"loss.warmup": "warmup", "device": "device"}
+TRAINING = ("epochs", "lr", "alpha", "tau", "warmup", "threshold")  # nothing to a trained model
+TRAINED = ("keep", "of", "selector", "mean", "std")  # nothing to one that is not
 MEASURED = {  # test accuracies, in `info` of the module
     "all": "parent, all its classes:",
     "subset": "parent, these classes:",
@@ -48,13 +50,57 @@ MEASURED = {  # test accuracies, in `info` of the module
 }
 
 
+def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] | None:
+    """A number for each of three channels, or one for all."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(0 < number < 1 for number in numbers):
+        raise click.BadParameter(f"{text}: accepted: 0.5, or 0.485,0.456,0.406")
+    return numbers if len(numbers) == 3 else numbers * 3
+
+
 @click.command()
-@click.option("--model", required=True, help="timm/NAME, or one of ours, such as vgg16.")
-@_data
+@click.option(
+    "--model",
+    required=True,
+    help="timm/NAME, one of ours, such as vgg16, or your package.module:function.",
+)
+@data_option
 @click.option("--classes", default="all", show_default=True, help="all, 0-4, 3+5, cat+dog.")
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder for the module.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights, which it downloads.")
-@click.option("--shape", multiple=True, help="Of our models: width=0.25, dim=64; repeatable.")
+@click.option(
+    "--shape",
+    multiple=True,
+    help="width=0.25 of ours; arguments of other models, drop_rate=0.1; repeatable.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of a trained model, which is cut as it is: safetensors, or torch's state_dict.",
+)
+@click.option("--keep", type=_share, help="With --weights: the module's share of the model, 0.3.")
+@click.option(
+    "--of",
+    type=click.Choice(["parameters", "flops"]),
+    help="With --weights: the share of what.  [default: parameters]",
+)
+@click.option(
+    "--selector",
+    type=click.Choice(["taylor", "activation"]),
+    help="With --weights: by what a neuron matters to a class.  [default: taylor]",
+)
+@click.option(
+    "--mean",
+    callback=_channels,
+    help="With --weights: of the pixels, from 0 to 1, as the model was trained; one or three "
+    "numbers with commas.  [default: of the training images]",
+)
+@click.option("--std", callback=_channels, help="With --weights: likewise.")
 @click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
 @click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
@@ -63,6 +109,7 @@ MEASURED = {  # test accuracies, in `info` of the module
 @_tuned("--lr", _positive, "Of training.", "train.lr")
 @_tuned("--alpha", float, "Weight of the contrastive loss.", "loss.alpha")
 @_tuned("--tau", _positive, "Temperature of the contrastive loss.", "loss.tau")
+@click.option("--warmup", type=_count, help="Epochs over which the contrastive loss rises.")
 @_tuned(
     "--threshold",
     float,
@@ -83,30 +130,40 @@ def modularize(
     out: Path | None,
     pretrained: bool,
     shape: tuple[str, ...],
+    weights: Path | None,
     seed: int,
     work: Path,
     list_layers: bool,
     **options: Any,
 ) -> None:
-    """Train your model on your images, and cut and fine-tune the module of some classes."""
-    if out is None and not list_layers:
-        raise click.UsageError("Missing option '--out'.")
+    """Train your model on your images, and cut and fine-tune the module of some classes.
+
+    A model that is trained already, given by its --weights, is cut to the size --keep.
+    """
+    _check_together(out, list_layers, weights, pretrained, options)
     from nemo.locks import locked
     from nemo.models.shapes import DeitShape
-    from nemo.pipeline.modularize import check_new, make_module, own_params, train_parent, untrained
+    from nemo.pipeline import existing
+    from nemo.pipeline.modularize import (
+        architecture,
+        check_new,
+        make_module,
+        own_model,
+        own_params,
+        train_parent,
+    )
     from nemo.pipeline.rehearsal import coverage, layer_table, rehearse
 
-    changes = {
-        "architecture": {**_shape(shape), **({"pretrained": True} if pretrained else {})},
-        **{key: options[name] for key, name in TUNED.items()},
-    }
-    params = own_params(model, source, classes, seed, changes)
-    if out is not None:
-        check_new(out)
+    model, section = architecture(model, _shape(shape), pretrained)
+    changes = {"architecture": section, **{key: options[name] for key, name in TUNED.items()}}
     # another run in this folder may be about to replace the images that this one reads
-    with locked(work.with_name(f".{work.name}.lock.partial")):
+    with _named_as_options(), locked(work.with_name(f".{work.name}.lock.partial")):
+        params = own_params(model, source, classes, seed, changes)
+        if out is not None:
+            check_new(out)
         data = _prepared(params, work)
-        modular = untrained(params, data)
+        data = replace(data, mean=options["mean"] or data.mean, std=options["std"] or data.std)
+        modular = own_model(params, data, weights)
         distilled = isinstance(params.architecture.of(model), DeitShape)
         report = rehearse(modular, data, distilled)
         click.echo("\n".join(coverage(modular, report)))
@@ -114,13 +171,57 @@ def modularize(
             click.echo("\n".join(layer_table(modular.layers)))
             return
         assert out is not None
-        layout = train_parent(params, data, work, click.echo)
-        module = make_module(params, data, layout, out, click.echo)
+        if weights is None:
+            layout = train_parent(params, data, work, click.echo)
+            module = make_module(params, data, layout, out, click.echo)
+        else:
+            size = {name: options[name] for name in ("keep", "of", "selector") if options[name]}
+            module = existing.make_module(params, data, modular, weights, out, click.echo, **size)
         click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
         show(card(module))
         for key, what in MEASURED.items():
             click.echo(f"test accuracy of the {what:<24} {module.info['test_accuracy'][key]:.1%}")
         click.echo(f"wrote {out}")
+
+
+def _check_together(
+    out: Path | None,
+    list_layers: bool,
+    weights: Path | None,
+    pretrained: bool,
+    options: dict[str, Any],
+) -> None:
+    """Raise UsageError where an option is missing, or decides nothing."""
+    if list_layers:
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
+    if weights is not None and options["keep"] is None:
+        raise click.UsageError("Missing option '--keep': the size that the module shall have.")
+    idle = TRAINED if weights is None else TRAINING
+    given = [f"--{name}" for name in idle if options[name] is not None]
+    if weights is not None and pretrained:
+        given.append("--pretrained")
+    if given:
+        how = "without" if weights is None else "with"
+        raise click.UsageError(f"{given[0]}: decides nothing {how} --weights.")
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Name options in errors, which name the keys of params that they stand for."""
+    try:
+        yield
+    except (ValueError, ArithmeticError) as error:
+        text = re.sub(r"^options: ", "", str(error), flags=re.M)
+        text = re.sub(r"^subsets: ", "--classes: ", text, flags=re.M)
+        text = re.sub(r"^keep: ", "--keep: ", text, flags=re.M)
+        text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
+        text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
+        for key, name in TUNED.items():
+            option = "--" + name.replace("_", "-")
+            text = re.sub(rf"(?<![\w.-]){re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
+        raise ValueError(text) from error
 
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -156,65 +257,4 @@ def _prepared(params: Params, work: Path) -> Prepared:
     return data
 
 
-@click.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@_data
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-def merge(a: Path, b: Path, source: str, out: Path) -> None:
-    """Merge the modules in folders A and B, which have no class in common, into one.
-
-    Their logits are calibrated on the data's validation images, and both measured on its test
-    images.
-    """
-    from nemo.data import Batches
-    from nemo.files import new_folder
-    from nemo.module.files import load, save
-    from nemo.module.union import check_mergeable, class_names
-    from nemo.module.union import merge as merge_modules
-    from nemo.pipeline.modularize import check_new
-    from nemo.predict import accuracy, predict
-
-    check_new(out)
-    first, second = load(a), load(b)
-    names = check_mergeable(first, second)
-    if "preprocessing" not in first.info:
-        raise ValueError(f"{a}: the module does not say how images are prepared for it")
-    data = _images_of(names, source, first.input_size[1])
-    how = first.info["preprocessing"]
-    validation, test = (
-        Batches(data.splits[split], how["mean"], how["std"], 256) for split in ("val", "test")
-    )
-    module = merge_modules(first, second, validation)
-    with new_folder(out) as folder:
-        save(module, folder)
-    for path, part in zip((a, b), module.info["merged"], strict=True):
-        click.echo(f"{path}: logits x {part['scale']:.3f} {part['bias']:+.3f}")
-    measured = predict(module, test)
-    count = len(class_names(first))
-    for what, classes in ((a, range(count)), (b, range(count, len(names))), (out, None)):
-        click.echo(f"test accuracy of {what}: {accuracy(*measured, classes=classes):.1%}")
-    click.echo(f"wrote {out}")
-
-
-def _images_of(names: list[str], source: str, size: int) -> Prepared:
-    """The images of these classes, labelled in this order."""
-    from nemo.data import DataError, load, prepare
-    from nemo.pipeline.modularize import data_source
-    from nemo.sections import DataSource
-
-    def positions(classes: Sequence[str]) -> list[int]:
-        missing = [name for name in names if name not in classes]
-        if missing:
-            raise DataError(f"{source}: no class {missing[0]!r}, which a module has")
-        return [classes.index(name) for name in names]
-
-    name, where = data_source(source)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / name
-        prepare(name, DataSource(source=where, size=size), folder, check=positions)
-        data = load(folder)
-    return data.restrict(positions(data.classes))
-
-
-COMMANDS = (modularize, merge)
+COMMANDS = (modularize,)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from nemo.module.decomposed import DecomposedModule
 
+data_option = click.option(
+    "--data", "source", required=True, help="An image folder or .tar, digits, cifar10, svhn, ..."
+)
 _folder = click.argument("folder", type=click.Path(path_type=Path))
 
 

@@ -8,7 +8,8 @@ op asks for is its rule in `rules`. `nemo.proof` then compares the module with t
 """
 
 from nemo.cut.decomposer import decompose
+from nemo.cut.to_size import shrink
 from nemo.module.check import ExactnessError
 from nemo.module.decomposed import DecomposedModule
 
-__all__ = ["DecomposedModule", "ExactnessError", "decompose"]
+__all__ = ["DecomposedModule", "ExactnessError", "decompose", "shrink"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from nemo.masking.class_masks import ClassMasks, sample_bits
 from nemo.masking.generators import Modular
 from nemo.masking.selectors import SELECTORS
+
+T = TypeVar("T")
 
 
 class Observed:
@@ -27,6 +29,15 @@ class Observed:
         self.modular = modular
         self.batches = batches
         self._packed: list[tuple[np.ndarray, Tensor]] = []
+        self._known: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """What `compute` gives, computed the first time only: the same images may be asked for
+        masks of several sizes."""
+        if name not in self._known:
+            self._known[name] = compute()
+        found: T = self._known[name]
+        return found
 
     def bits(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """({layer: bool (B, N_l)}, labels (B,)) of every batch: which neurons each sample has on.
@@ -77,6 +88,15 @@ def class_masks(
     """
     if threshold is not None or selector == "frequency":
         settings["threshold"] = 0.9 if threshold is None else threshold
+    return choose(Observed(modular, loader), selector, settings)
+
+
+def choose(observed: Observed, selector: str, settings: Mapping[str, Any]) -> ClassMasks:
+    """The class masks of a selector, given by its name and its settings.
+
+    Raises:
+        ValueError: no such selector or setting; what the selector raises.
+    """
     chosen = SELECTORS.named(selector)
     try:
         params = chosen.params.model_validate(settings)
@@ -86,4 +106,4 @@ def class_masks(
             f"{selector}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; "
             f"its settings: {accepted}"
         ) from None
-    return chosen.choose(Observed(modular, loader), params)
+    return chosen.choose(observed, params)

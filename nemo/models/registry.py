@@ -121,12 +121,14 @@ def family_of(name: str, model: nn.Module) -> Family:
 def _timm_model(name: str, num_classes: int, image_size: int, shape: Any) -> nn.Module:
     import timm
 
-    options = {"pretrained": False, "num_classes": num_classes}
-    if isinstance(shape, TimmShape):
-        options |= shape.model_dump(exclude_none=True)
+    own = shape if isinstance(shape, TimmShape) else TimmShape()
+    options = {"pretrained": own.pretrained, "num_classes": num_classes, **(own.arguments or {})}
     try:  # Transformers must be told the size, most convolutional nets do not know the argument
         return timm.create_model(name, img_size=image_size, **options)  # type: ignore[no-any-return]
     except TypeError:
-        if "patch_size" in options:
-            raise ValueError(f"{TIMM}{name} has no patch_size to choose") from None
+        if not own.arguments:
+            return timm.create_model(name, **options)  # type: ignore[no-any-return]
+    try:
         return timm.create_model(name, **options)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ValueError(f"{TIMM}{name}: arguments {own.arguments}: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -33,4 +33,11 @@ class DeitShape(VitShape):
 
 class TimmShape(Strict):
     pretrained: bool = False
-    patch_size: Count | None = None  # of its Transformers, whose own is too large for small images
+    arguments: dict[str, Any] | None = None  # others of timm.create_model
+
+
+class FactoryShape(Strict):
+    """Of a model that a function of the user's own makes."""
+
+    source_sha256: str  # of the file that the function is in: another one is another model
+    arguments: dict[str, Any] | None = None  # of the function

@@ -25,10 +25,12 @@ from nemo.device import resolve_device
 from nemo.files import new_folder
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model
-from nemo.models.registry import check_model_name
+from nemo.models.factory import is_factory, register_factory
+from nemo.models.registry import TIMM, check_model_name
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load, save
 from nemo.pipeline import decompose, finetune, masks
+from nemo.pipeline.existing import load_weights
 from nemo.predict import accuracy, predict
 from nemo.recipe import recipe
 from nemo.sections import SOURCES
@@ -48,6 +50,27 @@ def defaults() -> dict[str, Any]:
 
 def _silent(line: str) -> None:
     """Say nothing."""
+
+
+def architecture(
+    model: str, shape: Mapping[str, Any], pretrained: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The name of a model in params, and its section there.
+
+    Args:
+        model: a model's name, or `package.module:function`, which is registered.
+        shape: of our models their own keys; else arguments of timm, or of the function.
+
+    Raises:
+        ValueError: an unknown model, or what the function raises.
+    """
+    if is_factory(model):
+        model, section = register_factory(model, shape)
+        return model, section.model_dump()
+    check_model_name(model)
+    if model.startswith(TIMM):
+        return model, {"pretrained": pretrained, "arguments": dict(shape) or None}
+    return model, {**shape, **({"pretrained": True} if pretrained else {})}
 
 
 def own_params(
@@ -97,18 +120,24 @@ def cell_of(params: Params) -> Cell:
     return Cell(params.datasets[0], params.models[0], METHOD, params.seeds[0])
 
 
-def untrained(params: Params, data: Prepared) -> Modular:
+def own_model(params: Params, data: Prepared, weights: Path | None = None) -> Modular:
     """The modular model that training begins with; downloads pretrained weights where asked for.
+
+    Args:
+        weights: a file of the model's weights, which is then trained already.
 
     Raises:
         ValueError: the model does not take images of this size, has no layer to mask, or its
-            pretrained weights cannot be had.
+            weights cannot be had.
     """
     cell, size = cell_of(params), data.size[0]
     torch.manual_seed(cell.seed)
     try:
         shape = params.architecture.of(cell.model)
-        return modularize(build_model(cell.model, len(data.classes), size, shape))
+        model = build_model(cell.model, len(data.classes), size, shape)
+        if weights is not None:
+            load_weights(model, weights)
+        return modularize(model)
     except OSError as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{cell.model}: no pretrained weights here ({reason})") from error

@@ -32,12 +32,20 @@ class ImportanceParams(Strict):
 
 @selector("taylor", params=ImportanceParams)
 def taylor(observed: Observed, params: ImportanceParams) -> ClassMasks:
-    return _top(_scores(observed, by_gradient=True), params.keep)
+    return _top(_mean_scores(observed, by_gradient=True), params.keep)
 
 
 @selector("activation", params=ImportanceParams)
 def activation(observed: Observed, params: ImportanceParams) -> ClassMasks:
-    return _top(_scores(observed, by_gradient=False), params.keep)
+    return _top(_mean_scores(observed, by_gradient=False), params.keep)
+
+
+def _mean_scores(observed: Observed, by_gradient: bool) -> dict[str, Tensor]:
+    """{layer: (C, N_l)}: the mean score of each class's samples."""
+    from nemo.masking.class_masks import mask_frequency
+
+    kind = f"importance by gradient: {by_gradient}"
+    return observed.once(kind, lambda: mask_frequency(_scores(observed, by_gradient)))
 
 
 def _scores(observed: Observed, by_gradient: bool) -> Scores:
@@ -76,15 +84,15 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
             yield {k: grad.abs() for k, grad in zip(masks, grads, strict=True)}, labels
 
 
-def _top(scores: Scores, keep: float) -> ClassMasks:
+def _top(scores: dict[str, Tensor], keep: float) -> ClassMasks:
     """The share of each layer's neurons with the highest mean score, per class; the lower index
     wins a tie."""
     import torch
 
-    from nemo.masking.class_masks import ClassMasks, mask_frequency
+    from nemo.masking.class_masks import ClassMasks
 
     masks = {}
-    for layer, mean in mask_frequency(scores).items():
+    for layer, mean in scores.items():
         kept = max(1, round(keep * mean.shape[1]))
         order = mean.argsort(dim=1, descending=True, stable=True)[:, :kept]
         masks[layer] = torch.zeros_like(mean, dtype=torch.bool).scatter(1, order, True)

@@ -1,0 +1,151 @@
+"""A model that was trained elsewhere: its weights, and a module of it of the size asked for (ours).
+
+Nothing here trains the model. Its module is fine-tuned as every module is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nemo.config import Params
+from nemo.cut import shrink
+from nemo.data import Batches, Prepared, Split, parse_subset
+from nemo.device import resolve_device
+from nemo.files import new_folder
+from nemo.masking.generators import Modular
+from nemo.models import family_of
+from nemo.module.decomposed import DecomposedModule
+from nemo.module.files import save
+from nemo.predict import accuracy, predict
+from nemo.training.finetune import finetune
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold the weights
+PREFIXES = ("module.", "_orig_mod.")  # of models in DataParallel, and of compiled ones
+ACCEPTED = "accepted: a state_dict, as safetensors or by torch.save(model.state_dict(), FILE)"
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Give `model` the weights in `file`: a state_dict, alone or in a checkpoint's dict.
+
+    Raises:
+        ValueError: it cannot be read, or holds none of this model; the message has the difference.
+    """
+    state, own = _unwrapped(_read(file), file), model.state_dict()
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not own.keys() & state.keys():
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    optional = {name for name in own if name.endswith("num_batches_tracked")}  # not in old files
+    wrong = [
+        f"{what} {len(names)} tensors, such as {min(names)}"
+        for what, names in (
+            ("it lacks", own.keys() - state.keys() - optional),
+            ("the model does not know", state.keys() - own.keys()),
+        )
+        if names
+    ]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, and the model's {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ][:1]
+    if wrong:
+        raise ValueError(f"{file}: not the weights of this model: {'; '.join(wrong)}")
+    model.load_state_dict(own | state)
+
+
+def _read(file: Path) -> Any:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (
+        OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
+        raise ValueError(f"{file}: cannot be read ({reason}); {ACCEPTED}") from None
+
+
+def _unwrapped(found: Any, file: Path) -> dict[str, Tensor]:
+    """The state_dict in what a file holds."""
+    if isinstance(found, Mapping):
+        inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
+        found = inner[0] if len(inner) == 1 else found
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"{file}: holds a {type(found).__name__}; {ACCEPTED}")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"{file}: its {name!r} is a {kind}, no tensor; {ACCEPTED}")
+    return {str(name): value for name, value in found.items()}
+
+
+def make_module(
+    params: Params,
+    data: Prepared,
+    modular: Modular,
+    weights: Path,
+    out: Path,
+    say: Callable[[str], object],
+    **size: Any,
+) -> DecomposedModule:
+    """Cut the module of a subset out of a trained model, fine-tune it, measure it, and save it.
+
+    Args:
+        modular: of the trained model.
+        weights: its file, which the module names as its parent.
+        size: `keep`, `of` and `selector` of `nemo.shrink`.
+
+    Raises:
+        ValueError: the model knows nothing of these images; what `nemo.shrink` raises.
+    """
+    subset, device = params.subsets[0], resolve_device(params.device)
+    classes, model = parse_subset(subset, data.classes), modular.model.to(device)
+
+    def batches(split: Split) -> Batches:
+        return Batches(split, data.mean, data.std, 256, device=device)
+
+    parent = predict(model, batches(data.splits["test"]))
+    measured = {"all": accuracy(*parent), "subset": accuracy(*parent, classes=classes)}
+    _check_learned(measured["all"], data, weights)
+    say(f"cutting {subset}: some modules, until the size is right")
+    module = shrink(modular.to(device), batches(data.splits["train"]), classes, **size)
+    own = data.restrict(classes)
+    test = batches(own.splits["test"])
+    measured["as_cut"] = accuracy(*predict(module.to(device), test))
+    say(f"fine-tuning {subset}")
+    family, seed = family_of(params.models[0], model), params.seeds[0]
+    _, tuned = finetune(module, own, family, params, seed, f"{params.models[0]} {subset}")
+    measured["finetuned"] = accuracy(*predict(module, test))
+    module.info |= {
+        "cell": f"{params.models[0]}, {weights.name}",
+        "class_names": [data.classes[position] for position in classes],
+        "finetuned": tuned,
+        "parent_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "preprocessing": {key: list(getattr(data, key)) for key in ("mean", "std", "size")},
+        "subset": subset,
+        "test_accuracy": measured,
+    }
+    with new_folder(out) as folder:
+        save(module.cpu(), folder)
+    return module
+
+
+def _check_learned(reached: float, data: Prepared, weights: Path) -> None:
+    """Raise ValueError if the parent's test accuracy is no better than one class for all."""
+    labels = data.splits["test"].labels
+    chance = float(labels.bincount().max()) / len(labels)
+    if reached <= chance:
+        raise ValueError(
+            f"{weights}: test accuracy {reached:.1%} on these images is no better than always "
+            f"saying the most frequent class ({chance:.1%}); is the order of its classes "
+            f"{', '.join(data.classes[:5])}, ..., and are --size, --mean and --std its own?"
+        )

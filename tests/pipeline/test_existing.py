@@ -1,0 +1,176 @@
+"""A model that plain PyTorch trained: from its file of weights to a module of the wanted size."""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+
+import nemo
+from nemo.cli.main import cli
+from nemo.data import load
+from nemo.data.sources import load_source
+from nemo.pipeline.existing import load_weights
+
+MEAN, STD = 0.3, 0.37
+SOURCE = """
+from torch import nn
+
+def net(width=16, classes=10):
+    def block(a, b):
+        return [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+    layers = [*block(3, width), nn.MaxPool2d(2), *block(width, 2 * width), nn.MaxPool2d(2)]
+    layers += [*block(2 * width, 4 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4 * width, classes))
+
+def broken():
+    raise RuntimeError("no\\nway")
+
+number = 3
+"""
+WHAT = ["--model", "digit_nets:net", "--data", "digits", "--mean", str(MEAN), "--std", str(STD)]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["modularize", *arguments])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a file of the user's own, and the weights of a model of it."""
+    root = tmp_path_factory.mktemp("existing")
+    (root / "digit_nets.py").write_text(SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(root))
+        from digit_nets import net
+    torch.manual_seed(0)
+    images, labels = digits()
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(4):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    state = model.state_dict()
+    torch.save({"epoch": 4, "state_dict": {f"module.{k}": v for k, v in state.items()}},
+               root / "trained.pt")  # fmt: skip
+    save_file(state, root / "trained.safetensors")
+    torch.save(model, root / "whole.pt")
+    torch.save({k: v for k, v in state.items() if k != "0.weight"}, root / "part.pt")
+    turned = {k: v.flip(0) if k.startswith("13.") else v for k, v in state.items()}
+    torch.save(turned, root / "turned.pt")  # its classes run from 9 to 0
+    yield root
+    sys.path[:] = [place for place in sys.path if place != str(root)]
+
+
+@pytest.fixture
+def inside(project, monkeypatch):
+    monkeypatch.chdir(project)
+    return project
+
+
+def digits():
+    raw = load_source("digits", None, None).splits["train"]
+    assert len(raw.labels) == len(load_digits().target)
+    images = (torch.from_numpy(raw.images).float() / 255 - MEAN) / STD
+    return images, torch.from_numpy(raw.labels)
+
+
+def test_a_trained_model_becomes_a_module_of_the_wanted_size(inside):
+    command = [*WHAT, "--weights", "trained.pt", "--classes", "0+1", "--keep", "0.3"]
+    result = run(*command, "--finetune-epochs", "2", "--out", "zero-one")
+    assert result.exit_code == 0, result.output
+    assert "training the parent" not in result.output
+    module = nemo.load("zero-one")
+    count = sum(p.numel() for p in module.parameters())
+    whole = 3 * 16 * 9 + 16 * 32 * 9 + 32 * 64 * 9 + 64 * 10 + (16 + 32 + 64) * 3 + 10
+    assert 0.25 * whole <= count <= 0.3 * whole
+    assert module.certificate["error"] < 1e-9
+    assert module.info["class_names"] == ["0", "1"]
+    assert module.info["preprocessing"] == {"mean": [MEAN] * 3, "std": [STD] * 3, "size": [16, 16]}
+    test = load("nemo-work/data/digits").splits["test"]
+    with torch.no_grad():
+        chosen = test.labels < 2
+        images = (test.images[chosen].float() / 255 - MEAN) / STD
+        right = (module(images).argmax(1) == test.labels[chosen]).double().mean().item()
+    assert right >= 0.95
+    assert module.info["test_accuracy"]["finetuned"] == pytest.approx(right, abs=1e-6)
+    assert module.info["test_accuracy"]["all"] > 0.9
+
+
+def test_a_function_of_ones_own_can_be_trained_modularly(inside):
+    command = ["--model", "digit_nets:net", "--shape", "width=8", "--data", "digits"]
+    result = run(*command, "--epochs", "2", "--finetune-epochs", "1", "--out", "own")
+    assert result.exit_code == 0, result.output
+    assert "masked: 2 of 4 layers, 48 neurons" in result.output
+    again = run(*command, "--epochs", "2", "--finetune-epochs", "1", "--out", "own-2")
+    assert "already" in again.output
+    (inside / "digit_nets.py").write_text(SOURCE + "# another\n")
+    changed = run(*command, "--epochs", "2", "--finetune-epochs", "1", "--out", "own-3")
+    (inside / "digit_nets.py").write_text(SOURCE)
+    assert "training the parent" in changed.output
+
+
+def test_the_same_weights_from_both_kinds_of_file(inside):
+    from digit_nets import net
+
+    models = [net(), net()]
+    load_weights(models[0], inside / "trained.pt")
+    load_weights(models[1], inside / "trained.safetensors")
+    images, labels = digits()
+    with torch.no_grad():
+        first, second = (model.eval()(images) for model in models)
+    assert torch.equal(first, second)
+    assert (first.argmax(1) == labels).double().mean() > 0.9
+
+
+LACKS = "part.pt: not the weights of this model: it lacks 1 tensors, such as 0.weight"
+WIDTH = "trained.pt: not the weights of this model: "
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["--weights", "part.pt"], LACKS),
+        (["--weights", "whole.pt"], "whole.pt: cannot be read (Weights only load failed"),
+        (["--weights", "turned.pt"], "is the order of its classes 0, 1, 2, 3, 4, ..., and are"),
+        (["--shape", "width=8"], WIDTH),
+        (["--shape", "classes=7"], "13.bias is (10,), and the model's (7,)"),
+        (["--shape", "depth=7"], "digit_nets:net: TypeError: net() got an unexpected keyword"),
+        (["--model", "digit_nets:nothing"], "digit_nets:nothing: digit_nets has no function noth"),
+        (["--model", "digit_nets:number"], "digit_nets:number: digit_nets has no function number"),
+        (["--model", "digit_nets:broken"], "digit_nets:broken: RuntimeError: no way"),
+        (["--model", "builtins:dict"], "builtins:dict: it returns a dict; accepted: an nn.Module"),
+        (["--model", "no.where:net"], "no.where:net: ModuleNotFoundError: No module named 'no'"),
+        (["--model", "timm/resnet10t", "--shape", "nonsense=1"], "timm/resnet10t: arguments {'non"),
+        (["--keep", "0.01"], "--keep: 0.01 of the parameters, and one neuron a layer and class"),
+    ],
+)
+def test_a_mistake_is_one_line(inside, changes, line):
+    result = run(*WHAT, "--weights", "trained.pt", "--keep", "0.3", "--out", "m", *changes)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.count("\n") == 1
+    assert line in result.stderr
+    assert not (inside / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--weights", "trained.pt"], "Missing option '--keep'"),
+        (["--keep", "0.3"], "--keep: decides nothing without --weights"),
+        (
+            ["--weights", "trained.pt", "--keep", "0.3", "--epochs", "3"],
+            "--epochs: decides nothing",
+        ),
+        (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: 0.5, or"),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(inside, options, line):
+    result = run("--model", "digit_nets:net", "--data", "digits", "--out", "m", *options)
+    assert result.exit_code == 2
+    assert line in result.stderr
