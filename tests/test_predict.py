@@ -1,5 +1,6 @@
 """`nemo predict` says what the module's logits say, computed by hand from the pixels."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,18 +86,53 @@ def test_classes_without_names_are_the_parents_numbers(tmp_path):
     assert said(tmp_path / "m", tmp_path / "a.png")[0] == ["7", "4"][best]
 
 
+WRONG = [
+    ({"class_names": ["a"]}, "class_names has 1 names, and the module returns 2 logits"),
+    ({"class_names": 3}, "class_names is 3; accepted: a list of strings"),
+    ({"class_names": [1, 2]}, "class_names is [1, 2]; accepted: a list of strings"),
+    ({"preprocessing": {"mean": [0.4] * 3}}, "accepted: mean and std (above 0) of 3 channels or"),
+    ({"preprocessing": 3}, "preprocessing is 3; accepted: mean and std (above 0) of 3 channels or"),
+    ({"preprocessing": {"mean": [0] * 4, "std": [1] * 4, "size": [24, 24]}}, "of 3 channels"),
+    ({"preprocessing": {"mean": [0] * 3, "std": [0] * 3, "size": [24, 24]}}, "std (above 0)"),
+    ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3, "size": [24]}}, "size [height, width]"),
+]
+
+
 @pytest.mark.parametrize(
-    ("info", "line"),
-    [
-        ({"class_names": ["a"]}, "class_names has 1 names, and the module returns 2 logits"),
-        ({"preprocessing": {"mean": [0.4] * 3}}, "accepted: mean and std of 3 channels or of 1"),
-        ({"preprocessing": 3}, "accepted: mean and std of 3 channels or of 1"),
-        ({"preprocessing": {"mean": [0] * 4, "std": [1] * 4, "size": [24, 24]}}, "of 3 channels"),
-    ],
+    ("info", "line"), [*WRONG, ({"mine": torch.ones(2)}, "type Tensor is not JSON serializable")]
 )
-def test_what_does_not_fit_is_one_line(tmp_path, info, line):
+def test_what_does_not_fit_is_not_saved(tmp_path, info, line):
+    module = made(tmp_path / "good", 3, (24, 24), {})
+    module.classes = [7, 4]
+    with pytest.raises(ValueError, match=f"^info: .*{re.escape(line)}") as caught:
+        nemo.save(module, tmp_path / "m", info)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("info", "line"), WRONG)
+def test_a_module_that_says_what_does_not_fit_is_one_line(tmp_path, monkeypatch, info, line):
+    """As an earlier version saved it, which did not look."""
+    monkeypatch.setattr("nemo.module.files.check_info", lambda module, info: None)
     made(tmp_path / "m", 3, (24, 24), info)
     Image.new("RGB", (24, 24)).save(tmp_path / "a.png")
     done = CliRunner().invoke(cli, ["predict", str(tmp_path / "m"), str(tmp_path / "a.png")])
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert line in done.output
+
+
+def test_unreadable_images_are_named_after_the_others(tmp_path):
+    made(tmp_path / "m", 3, (24, 24), {"class_names": ["a", "b"]})
+    good = [tmp_path / name for name in ("1.png", "3.png")]
+    for file, colour in zip(good, ("white", "black"), strict=True):
+        Image.new("RGB", (24, 24), colour).save(file)
+    alone = [said(tmp_path / "m", file)[0] for file in good]
+    (tmp_path / "2.png").write_bytes(b"no image")
+    files = [good[0], tmp_path / "2.png", good[1], tmp_path / "4.png"]
+    done = CliRunner().invoke(cli, ["predict", str(tmp_path / "m"), *map(str, files)])
+    assert done.exit_code == 1
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(row[0], row[1]) for row in rows] == list(zip(map(str, good), alone, strict=True))
+    damaged, missing = done.stderr.splitlines()
+    assert damaged == f"nemo: {files[1]}: damaged, or in no image format that Pillow reads"
+    assert missing == f"nemo: {files[3]}: No such file or directory"

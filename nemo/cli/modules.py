@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nemo.module.decomposed import DecomposedModule
 
 data_option = click.option(
@@ -34,50 +32,45 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
     """Print class and probability of each of IMAGES, as the module in FOLDER sees them.
 
     It sees the largest centred part in proportion to its own size. Classes without names are
-    numbers: those of the parent if the module knows them, else positions.
+    numbers: those of the parent if the module knows them, else positions. Images that cannot be
+    read are named at the end, and the exit code is then 1.
     """
     import torch
 
+    from nemo.data import DataError
     from nemo.data.images import ImageFile, ImageFiles
     from nemo.module.files import ArtefactError, load
+    from nemo.module.info import class_names, preparation
 
     module = load(folder)
-    mean, std, size = _preparation(folder, module)
-    files = [ImageFile(path) for path in images]
-    decoded = ImageFiles(files, size, files[0], grey=len(mean) == 1).decode()
-    with torch.inference_mode():
-        probabilities = module((torch.from_numpy(decoded) / 255 - mean) / std).softmax(1)
-    names = module.info.get("class_names") or module.classes or range(probabilities.shape[1])
-    if len(names) != probabilities.shape[1]:
-        raise ArtefactError(
-            f"{folder}: class_names has {len(names)} names, and the module returns "
-            f"{probabilities.shape[1]} logits"
-        )
-    for path, row in zip(images, probabilities, strict=True):
-        best = int(row.argmax())
-        click.echo(f"{path}\t{names[best]}\t{row[best]:.4f}")
-
-
-def _preparation(folder: Path, module: DecomposedModule) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Mean and standard deviation (C, 1, 1) on a 0..1 scale, and (H, W), as the module says."""
-    import torch
-
-    from nemo.module.files import ArtefactError
-
-    how = module.info.get("preprocessing")
-    if how is None:
+    if "preprocessing" not in module.info:
         raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
     try:
-        mean, std = (torch.tensor(how[key], dtype=torch.float32) for key in ("mean", "std"))
-        height, width = (int(side) for side in how["size"])
-    except (KeyError, TypeError, ValueError):
-        mean = std = torch.zeros(0)
-    if mean.ndim != 1 or mean.shape != std.shape or len(mean) not in (1, 3):
-        raise ArtefactError(
-            f"{folder}: preprocessing is {how}; accepted: mean and std of 3 channels or of 1 "
-            "(grey), and size [height, width]"
-        )
-    return mean.view(-1, 1, 1), std.view(-1, 1, 1), (height, width)
+        mean, std, size = preparation(module.info)
+        names = class_names(module.info, None) if module.info.get("class_names") else None
+    except ValueError as error:
+        raise ArtefactError(f"{folder}: {error}") from None
+    shift, scale = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
+    unreadable = []
+    for path in images:
+        file = ImageFile(path)
+        try:
+            decoded = ImageFiles([file], size, file, grey=len(mean) == 1).decode()
+        except DataError as error:
+            unreadable.append(str(error))
+            continue
+        with torch.inference_mode():
+            row = module((torch.from_numpy(decoded) / 255 - shift) / scale)[0].softmax(0)
+        shown = names or module.classes or range(len(row))
+        if len(shown) != len(row):
+            raise ArtefactError(
+                f"{folder}: class_names has {len(shown)} names, and the module returns "
+                f"{len(row)} logits"
+            )
+        best = int(row.argmax())
+        click.echo(f"{path}\t{shown[best]}\t{row[best]:.4f}")
+    if unreadable:
+        raise DataError("\n".join(unreadable))
 
 
 @click.command()
@@ -137,7 +130,7 @@ def card(module: DecomposedModule) -> dict[str, str]:
         else str(module.takes),
         "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
         "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
-        "neurons": f"{kept:,} of {total:,}",
+        "neurons": f"{kept:,} of {total:,}, of all layers; those that are not masked count whole",
         "certificate": f"error {module.certificate['error']:.1e} of the logits' standard deviation",
         "fine-tuned": reached,
         "cut from": info.get("cell", "a model that the file does not name"),

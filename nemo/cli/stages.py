@@ -41,7 +41,9 @@ def plan(params_file: str, out: Path) -> None:
     """Write what decides the result of each stage, for DVC to compare."""
     params = load_params(params_file)
     from nemo.pipeline import plan
+    from nemo.report.collect import others_of
 
+    others_of(params, Path())  # what the report would find after all trainings
     click.echo(f"{plan.run(params, out)} files in {out}")
 
 

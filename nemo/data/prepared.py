@@ -18,7 +18,7 @@ import numpy as np
 
 from nemo.data.errors import DataError
 from nemo.data.images import Labels, RawSplit, RawSplits
-from nemo.data.sources import load_source
+from nemo.data.sources import CLASSES, load_source
 from nemo.data.splits import hold_out, limit_to
 from nemo.data.stored import StoredImages, stored_images, write_arrays
 from nemo.data.subsets import parse_subset
@@ -106,7 +106,7 @@ def prepare(
     `source.seed`, unless the source brings its own; a source without test images gives a fifth
     of each class first. Of a source's `classes` and training images (`limit`) a part may be taken;
     only that is decoded. An earlier prepared folder at `out` is replaced. `check` sees the class
-    names before anything is written, and may raise.
+    names before anything is written, where they are known also before a download, and may raise.
 
     Raises:
         DataError: the source cannot be used (see `load_source`), a class is too small to be split,
@@ -115,6 +115,8 @@ def prepare(
     """
     out = Path(out)
     _check_replaceable(out)
+    if source.source in CLASSES and source.classes is None:
+        check(CLASSES[source.source])
     raw = load_source(source.source, source.size, Path(downloads))
     if source.classes is not None:
         raw = _of_classes(raw, source.classes, f"data.{name}.classes")

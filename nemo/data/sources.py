@@ -23,6 +23,14 @@ DOWNLOADS = {  # source: title, and the files that torchvision looks for
     "cifar100": ("CIFAR-100", "cifar-100-python.tar.gz"),
     "svhn": ("SVHN", "train_32x32.mat and test_32x32.mat"),
 }
+NUMBERS = [str(number) for number in range(10)]
+CLASSES = {  # of the sources where they are known beforehand
+    "digits": NUMBERS,
+    "svhn": NUMBERS,
+    "cifar10": [
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    ],
+}  # fmt: skip
 DOWNLOAD_TIMEOUT = 30.0  # seconds of silence; torchvision itself would wait for ever
 
 
@@ -57,14 +65,14 @@ def _digits(size: int) -> RawSplits:
     grey = (digits.images * (255 / 16) + 0.5).astype(np.uint8)  # (N, 8, 8), 0..16 to 0..255
     images = fit_all(np.repeat(grey[..., None], 3, axis=3), size)
     split = RawSplit(images, digits.target.astype(np.int64))
-    return RawSplits("digits (scikit-learn)", [str(name) for name in range(10)], {"train": split})
+    return RawSplits("digits (scikit-learn)", list(NUMBERS), {"train": split})
 
 
 def _torchvision(source: str, size: int | None, downloads: Path) -> RawSplits:
     """CIFAR-10, CIFAR-100 or SVHN; torchvision checks the files' MD5 before it reads them."""
     from torchvision import datasets
 
-    splits, classes = {}, [str(name) for name in range(10)]
+    splits, classes = {}, list(NUMBERS)
     with _one_line_on_failure(source, downloads):
         for split in ("train", "test"):
             if source == "svhn":

@@ -21,6 +21,7 @@ from torch import Tensor
 from nemo.files import write_bytes
 from nemo.module.codec import RefusedError, decode, encode
 from nemo.module.decomposed import DecomposedModule
+from nemo.module.info import check_info
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"
@@ -47,11 +48,13 @@ def save(
 
     Raises:
         ValueError: it is no module, or runs an op that is not in the op table, so that it could
-            not be loaded.
+            not be loaded; `info` is no JSON, or has class names or a preprocessing that do not fit.
     """
     if not isinstance(module, DecomposedModule):
         kind = type(module).__name__
         raise ValueError(f"a {kind} cannot be saved here; accepted: what nemo.decompose returns")
+    about = {**module.info, **(info or {})}
+    check_info(module, about)
     tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     weights = write_tensors(tensors)
     body = {
@@ -61,7 +64,7 @@ def save(
         "classes": module.classes,
         "certificate": module.certificate,
         "report": module.report,
-        "info": {**module.info, **(info or {})},
+        "info": about,
         **encode(module),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nemo.cells import Layout
 from nemo.config import Params
 from nemo.data import Prepared, check_subsets, load, read_meta
-from nemo.device import resolve_device
+from nemo.data.sources import CLASSES
+from nemo.fields import ParamsError
 
 
 def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
@@ -15,6 +16,8 @@ def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
         DataError: nothing is prepared, or a subset does not fit.
         ParamsError: the device is not there.
     """
+    from nemo.device import resolve_device  # torch, which `nemo plan` has no use for
+
     classes: list[str] = read_meta(layout.data(dataset))["classes"]
     check_classes(params, classes)
     resolve_device(params.device)
@@ -22,10 +25,31 @@ def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
 
 
 def check_classes(params: Params, classes: list[str]) -> None:
-    """Raise DataError unless all subsets that params name are of these classes."""
+    """
+    Raises:
+        DataError: a subset that params name is not of these classes.
+        ParamsError: cut passes shall draw more classes than there are.
+    """
     check_subsets(params.subsets, classes)
     if params.granularity.of:
         check_subsets(params.granularity.subsets, classes)
+    for method in params.methods:
+        key = params.base_of(method).section
+        cut = getattr(params.for_method(method).section(key), "cut", None)
+        # the default sizes are for any data
+        sizes = cut.sizes if cut is not None and "sizes" in cut.model_fields_set else []
+        if max(sizes, default=0) > len(classes):
+            raise ParamsError(
+                f"{key}.cut.sizes: {max(sizes)}, where there are {len(classes)} classes; "
+                f"accepted: 2 to {len(classes)}"
+            )
+
+
+def check_known_classes(params: Params) -> None:
+    """`check_classes` for the sources whose classes are known before they are prepared."""
+    for source in (params.data[name].source for name in params.datasets):
+        if source in CLASSES:
+            check_classes(params, CLASSES[source])
 
 
 def images(params: Params, dataset: str, layout: Layout) -> Prepared:

@@ -11,11 +11,17 @@ from pathlib import Path
 
 from nemo.config import Params
 from nemo.files import new_folder, write_json
+from nemo.pipeline.inputs import check_known_classes
 from nemo.recipe import plan
 
 
 def run(params: Params, out: Path) -> int:
-    """Write the folder `out` anew; returns the number of files."""
+    """Write the folder `out` anew; returns the number of files.
+
+    Raises:
+        DataError, ParamsError: params do not fit classes that are known already.
+    """
+    check_known_classes(params)
     files = 0
     with new_folder(out) as folder:
         for name, recipe in plan(params):

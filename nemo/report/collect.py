@@ -135,7 +135,11 @@ def others_of(params: Params, root: Path) -> list[Params]:
     Raises:
         ParamsError: one that is no file of profiles/, or has a data set of another.
     """
-    found = [load_params(root / "profiles" / f"{name}.yaml") for name in params.beside]
+    files = [root / "profiles" / f"{name}.yaml" for name in params.beside]
+    for name, file in zip(params.beside, files, strict=True):
+        if not file.is_file():
+            raise ParamsError(f"beside: {name!r}: no file {file}; accepted: names of profiles/")
+    found = [load_params(file) for file in files]
     taken = set(params.datasets)
     for other in found:
         if twice := taken.intersection(other.datasets):

@@ -229,3 +229,39 @@ def test_missing_pretrained_weights_are_one_line(made, tmp_path, monkeypatch):
     result = run(*arguments, "--pretrained")
     assert result.exit_code == 1
     assert result.stderr == "nemo: timm/resnet10t: no pretrained weights here (no connection)\n"
+
+
+OPTIONS = ["--model", "resnet18", "--out", "new", "--data"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["pets", "--threshold", "2"], "--threshold: input should be less than or equal to 1"),
+        (["pets", "--lr", "inf"], "--lr: input should be a finite number, got inf"),
+        (["pets", "--alpha", "-1"], "--alpha: input should be greater than or equal to 0"),
+        (["pets", "--size", "4"], "--size: input should be greater than or equal to 8, got 4"),
+        (["pets", "--crop", "16"], "--crop: 16 on 16 x 16 images; accepted: 0 to 15"),
+        (["pets", "--shape", "width=-1"], "--shape width: input should be greater than 0, got -1"),
+        (["pets", "--classes", "cat|dog"], "--classes: 'cat|dog' is no subset, for its '|';"),
+        (["pets", "--classes", "cat"], "--classes: 'cat' is one class; accepted: two or more"),
+        (["pets", "--device", "gpu"], "--device: string should match pattern"),
+        (
+            ["noise", "--shape", "width=0.0625", "--epochs", "1", "--lr", "1e-9"],
+            "try more --epochs, another --lr, a smaller --alpha or a longer --warmup",
+        ),
+    ],
+)
+def test_errors_name_options(made, tmp_path, monkeypatch, options, line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").symlink_to(made[0] / "pets")
+    for name in ("dark", "bright"):  # images that say nothing of their class
+        for i in range(8):
+            (tmp_path / "noise" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / "noise" / name / f"{i}.png")
+    result = run(*OPTIONS, *options)
+    assert result.exit_code == 1, result.output
+    (said,) = result.stderr.splitlines()
+    assert said.startswith("nemo: ")
+    assert line in said
+    assert not any(key in said for key in ("train.", "loss.", "data.", "options", "architecture"))
