@@ -740,10 +740,10 @@ ROWS = {
     "own shape without a value": own("--shape wide", "--shape wide: accepted: KEY"),
     "own shape that is no YAML": own("--shape width=[", "accepted: KEY=VALUE"),
     "own pretrained": own("--pretrained", "pretrained: unknown key; accepted:"),
-    "own threshold": own("--threshold 1.5", "masks.threshold: input should be less"),
-    "own tau": own("--tau nan", "loss.tau: input should be a finite number, got nan"),
-    "own alpha": own("--alpha -1", "loss.alpha: input should be greater than or"),
-    "own device": own("--device tpu", "device: string should match"),
+    "own threshold": own("--threshold 1.5", "--threshold: input should be less"),
+    "own tau": own("--tau nan", "--tau: input should be a finite number, got nan"),
+    "own alpha": own("--alpha -1", "--alpha: input should be greater than or"),
+    "own device": own("--device tpu", "--device: string should match"),
 }
 USAGE = {
     "no command of that name": ("trian", "No such command 'trian'"),

@@ -214,13 +214,14 @@ def _named_as_options() -> Iterator[None]:
         yield
     except (ValueError, ArithmeticError) as error:
         text = re.sub(r"^options: ", "", str(error), flags=re.M)
-        text = re.sub(r"^subsets: ", "--classes: ", text, flags=re.M)
-        text = re.sub(r"^keep: ", "--keep: ", text, flags=re.M)
+        text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
+        text = re.sub(r"^(classes|keep|device): ", r"--\1: ", text, flags=re.M)
         text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
         text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
         for key, name in TUNED.items():
             option = "--" + name.replace("_", "-")
-            text = re.sub(rf"(?<![\w.-]){re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
+            if "." in key:
+                text = re.sub(rf"\b{re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
         raise ValueError(text) from error
 
 
