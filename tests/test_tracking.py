@@ -254,6 +254,22 @@ def test_publishers_at_once_lose_and_double_nothing_in_a_folder_of_any_name(
     assert len(runs(client, "both", "module")) == 6
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_no_folder_is_left_beside_one_of_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    root, elsewhere = tmp_path / "my%20data?v2" / "project", tmp_path / "elsewhere"
+    root.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(root if inside else elsewhere)
+    with training_run(make_params("odd"), CELL, SHA256, root=root) as log_epoch:
+        log_epoch(1, {"loss": 1.0})
+    assert {path.name for path in tmp_path.iterdir()} == {"my%20data?v2", "elsewhere"}
+    assert not list(elsewhere.iterdir())
+    assert (root / "mlflow.db").is_file()
+
+
 def test_without_mlflow_a_report_says_so_once_and_publish_what_to_install(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

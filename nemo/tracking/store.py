@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,20 +83,21 @@ class Store:
         database = _database_of(uri)
         lock = Path(f"{database or home / 'mlflow.db'}.lock")
         new = database is not None and not database.exists()
-        with patience.making() if new else nullcontext(), locked(lock, say=False):
-            if database is not None and not database.exists():
-                _create_database(client_of, database)
-        client = Client(client_of(tracking_uri=uri), patience.answered)
-        with locked(lock, say=False):
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                files = (home / "mlartifacts").as_uri() if database else None
-                try:
-                    experiment = client.create_experiment(name, files)
-                except Exception:  # a process on another machine may have been a little faster
-                    found = client.get_experiment_by_name(name)
-                    if found is None:
-                        raise
+        with _no_new_folders(uri):
+            with patience.making() if new else nullcontext(), locked(lock, say=False):
+                if database is not None and not database.exists():
+                    _create_database(client_of, database)
+            client = Client(client_of(tracking_uri=uri), patience.answered)
+            with locked(lock, say=False):
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    files = (home / "mlartifacts").as_uri() if database else None
+                    try:
+                        experiment = client.create_experiment(name, files)
+                    except Exception:  # a process on another machine may have been a little faster
+                        found = client.get_experiment_by_name(name)
+                        if found is None:
+                            raise
         experiment = found.experiment_id if found else experiment
         return cls(client, str(experiment), str(database or uri), lock)
 
@@ -233,11 +234,24 @@ def import_client() -> Any:
 def database_uri(path: Path) -> str:
     """The address of a sqlite file, in a folder of any name.
 
-    MLflow also makes an empty folder of each quoted name that it sees. Seen from inside the
-    project, its own folder's name is not part of the address.
+    Seen from inside the project, its own folder's name is not part of the address, which needs
+    fewer quotes.
     """
     plain = path.as_posix()
     return f"sqlite:///{plain if quote(plain) == plain else quote(os.path.relpath(path))}"
+
+
+@contextmanager
+def _no_new_folders(uri: str) -> Iterator[None]:
+    """Leave no empty folders: MLflow makes one of each quoted name in a sqlite file's address."""
+    quoted = Path(uri.removeprefix("sqlite:///")).parent
+    new = [folder for folder in (quoted, *quoted.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new if uri.startswith("sqlite:") else ():
+            with suppress(OSError):  # not empty, or never made
+                folder.rmdir()
 
 
 def one_line(error: BaseException) -> str:

@@ -100,6 +100,10 @@ def test_a_trained_model_becomes_a_module_of_the_wanted_size(inside):
     assert right >= 0.95
     assert module.info["test_accuracy"]["finetuned"] == pytest.approx(right, abs=1e-6)
     assert module.info["test_accuracy"]["all"] > 0.9
+    kept = module.report["layers"]
+    masked = kept["4"]["kept"] + kept["8"]["kept"]
+    shown = CliRunner().invoke(cli, ["inspect", "zero-one"]).output
+    assert f"{16 + masked + 10} of 122, of all layers; those that are not masked count" in shown
 
 
 def test_a_function_of_ones_own_can_be_trained_modularly(inside):
