@@ -6,12 +6,15 @@ that was trained elsewhere with the same hooks. Nothing here knows how a module 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from nemo.module.check import BATCHES, ExactnessError, logits_of
+from nemo.module.check import BATCHES, SEED, ExactnessError, logits_of
 from nemo.module.decomposed import DecomposedModule
+from nemo.signature import Signature
 
 # If logits vary less than this between images, relative to their size, the check says little: most
 # of the network may be dead.
@@ -20,15 +23,22 @@ VACUOUS = 1e-6
 ROUNDING = 1e-13
 
 
-def certify(module: DecomposedModule, expected: Tensor, tolerance: float) -> dict[str, Any]:
+def certify(
+    module: DecomposedModule,
+    expected: Tensor,
+    tolerance: float,
+    elsewhere: Sequence[Tensor] | None = None,
+) -> dict[str, Any]:
     """Compare a module in float64 with the logits that are `expected` of it.
 
     Args:
         expected: `logits_of` a float64 copy of the parent under its masks, see `Modular.under`.
         tolerance: largest error allowed, relative to the standard deviation of `expected`.
+        elsewhere: what the parent says `at_other_sizes`.
 
     Returns:
-        The certificate: error (relative), absolute_error, output_std, tolerance, batches, vacuous.
+        The certificate: error (relative), absolute_error, output_std, tolerance, batches, vacuous,
+        and fixed_size: whether the module is right for inputs of its own size only.
 
     Raises:
         ExactnessError: beyond the tolerance, or the module does not run.
@@ -43,7 +53,9 @@ def certify(module: DecomposedModule, expected: Tensor, tolerance: float) -> dic
     absolute = float((expected - actual).abs().max()) if same_shape else float("inf")
     error = absolute / std if std > 0 else absolute
     scale = float(expected.abs().max())
-    if not absolute <= max(tolerance * std, ROUNDING * scale):
+    allowed = max(tolerance * std, ROUNDING * scale)
+    vacuous = spread <= VACUOUS * scale
+    if not absolute <= allowed:
         raise ExactnessError(
             f"the module differs from its masked parent by {error:.3g} of the output's standard "
             f"deviation (tolerance {tolerance:.3g})"
@@ -54,5 +66,43 @@ def certify(module: DecomposedModule, expected: Tensor, tolerance: float) -> dic
         "output_std": std,
         "tolerance": tolerance,
         "batches": list(BATCHES),
-        "vacuous": spread <= VACUOUS * scale,
+        "vacuous": vacuous,
+        "fixed_size": vacuous or not _holds_elsewhere(module, elsewhere, allowed),
     }
+
+
+def at_other_sizes(
+    run: Callable[[Sequence[Tensor]], Tensor], takes: Signature, classes: list[int] | None
+) -> list[Tensor] | None:
+    """What the parent says of an image of each of two other sizes; None if it refuses one.
+
+    A network may compute with its input's size as a number, which a module has as a constant.
+    """
+    try:
+        with torch.no_grad():
+            logits = [run([image]) for image in _other_images(takes)]
+    except Exception:  # whatever it says: it does not take them
+        return None
+    return [x if classes is None else x[..., classes] for x in logits] or None
+
+
+def _other_images(takes: Signature) -> list[Tensor]:
+    """One and a half times the size, and one that no stride divides; none of other inputs."""
+    channels, *size = takes.inputs[0].shape or (0,)
+    if not takes.plain or not size:
+        return []
+    sizes = [n + max(n // 2, 1) for n in size], [n + 1 + 2 * i for i, n in enumerate(size)]
+    return [Signature.of_images((channels, *new)).draw(1, SEED)[0] for new in sizes]
+
+
+def _holds_elsewhere(
+    module: DecomposedModule, expected: Sequence[Tensor] | None, allowed: float
+) -> bool:
+    if expected is None:
+        return False
+    module.certificate = {"fixed_size": False}  # so that it takes them, right or wrong
+    actual = at_other_sizes(module.run, module.takes, None)
+    return actual is not None and all(
+        a.shape == e.shape and float((a - e).abs().max()) <= allowed
+        for a, e in zip(actual, expected, strict=True)
+    )

@@ -17,7 +17,7 @@ from torch.nn.modules import module as module_hooks
 from nemo.cost import count_parameters
 from nemo.module.check import ExactnessError, logits_of
 from nemo.module.folding import folded
-from nemo.module.layers import AddInto, LayerSpec, Place, Select, build
+from nemo.module.layers import LayerSpec, build
 from nemo.module.ops import OPS
 from nemo.module.program import Program, Ref, Step
 
@@ -67,8 +67,6 @@ class DecomposedModule(nn.Module):
         self.info: dict[str, Any] = {}
         self._last_use = _last_uses(self.steps, self.output)
         self._overwriting = self._find_overwriting()
-        self._sized = any(_holds_for_one_size(layer) for layer in self.children())
-        self._sized |= not self.takes.plain
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -80,11 +78,11 @@ class DecomposedModule(nn.Module):
 
         Raises:
             TypeError: an input is missing, or unknown.
-            ValueError: inputs of another size; images only if a constant in a dead branch's place
-                has one.
+            ValueError: inputs of another size than that of the parent's example, unless the
+                certificate is of other sizes, too.
         """
         values: dict[str, Any] = self.takes.bind(others if x is None else (x, *others), named)
-        if self._sized:
+        if self.certificate.get("fixed_size", True):  # what 0.2 saved does not say
             self._check_sizes(values)
         frugal = self._may_overwrite()
         for step, done in zip(self.steps, self._last_use, strict=True):
@@ -206,18 +204,6 @@ def _resolve(value: Any, values: dict[str, Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return [_resolve(item, values) for item in value]
     return value
-
-
-def _holds_for_one_size(layer: nn.Module) -> bool:
-    """Whether it takes positions of a map, or fills in values that differ between them.
-
-    Positions are skipped along both axes of a map, of which dimension 2 is one in either layout;
-    the last one may be channels, which any size has.
-    """
-    if not isinstance(layer, (Select, Place, AddInto)):
-        return False
-    filled = layer.template.shape[1:] if isinstance(layer, Place) else ()
-    return layer.dim == 2 or any(n > 1 for d, n in enumerate(filled, 1) if d != layer.dim)
 
 
 def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:

@@ -208,7 +208,12 @@ def _report(a: DecomposedModule, b: DecomposedModule) -> dict[str, Any]:
 def _certificate(a: DecomposedModule, b: DecomposedModule) -> dict[str, Any]:
     """Each side's logits are its module's, scaled and shifted: the larger error is that of both."""
     parts = [a.certificate, b.certificate]
-    return {"mode": "merge", "error": max(part["error"] for part in parts), "parts": parts}
+    return {
+        "mode": "merge",
+        "error": max(part["error"] for part in parts),
+        "fixed_size": any(part.get("fixed_size", True) for part in parts),
+        "parts": parts,
+    }
 
 
 def _info(
