@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import nemo
 from tests.cut.helpers import random_masks, randomise
-from tests.module.test_union import loader_of
 from tests.oracles.masked import masked_logits
 
 REFUSED = r"\(3, 24, 24\), and this module was cut for \(3, 16, 16\)"
@@ -36,7 +35,7 @@ class Net(nn.Module):
         if self.how == "divided":
             return self.head(x.sum((2, 3)) / (height * width))
         if self.how == "same padding":  # as TensorFlow pads: by the size modulo the stride
-            x = F.avg_pool2d(F.pad(x, (0, width % 4, 0, height % 4)), 2)
+            x = F.pad(x, (0, width % 4, 0, height % 4), value=9.0)
         if self.how == "resized":
             x = F.interpolate(x, size=(height, width), mode="bilinear")
         return self.head(x.amax((2, 3)))
@@ -55,7 +54,8 @@ def test_a_network_that_computes_with_the_size_is_for_one_size(how: str, tmp_pat
     nemo.save(module, tmp_path)
     for one in (module, nemo.load(tmp_path), module.optimize_for_inference()):
         images = torch.randn(2, 3, 16, 16)
-        torch.testing.assert_close(one(images).double(), masked_logits(model, masks, images))
+        expected = masked_logits(model, masks, images)
+        torch.testing.assert_close(one(images).double(), expected, rtol=1e-4, atol=1e-5)
         with pytest.raises(ValueError, match=REFUSED):
             one(torch.zeros(2, 3, 24, 24))
 
@@ -72,11 +72,11 @@ def test_a_network_that_only_convolves_and_pools_takes_any_size(size, tmp_path) 
 
 
 def test_what_is_not_known_to_hold_elsewhere_is_for_one_size(tmp_path) -> None:
-    """A module of 0.1 does not say; of a compact one or a Transformer other sizes are not proved."""
+    """A module of 0.1 does not say; of a compact one or a Transformer nothing is proved."""
     old = nemo.load(Path(__file__).parents[1] / "module/saved-by-0.1")
     compact = nemo.decompose(*cut("largest")[:2], mode="compact")
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=4, depth=2)
-    vit = randomise(timm.create_model("test_vit", img_size=32, num_classes=4, dynamic_img_size=True))
+    vit = timm.create_model("test_vit", img_size=32, num_classes=4, dynamic_img_size=True)
+    vit = randomise(vit)
     dynamic = nemo.decompose(vit, random_masks(vit, 0.6), example=torch.zeros(2, 3, 32, 32))
     for module in (old, compact, dynamic):
         channels, height, width = module.input_size
@@ -90,5 +90,5 @@ def test_a_merged_module_takes_the_sizes_that_both_parts_take() -> None:
         model, masks, _ = cut("largest")
         other, others, _ = cut(how)
         parts = nemo.decompose(model, masks, [0, 1]), nemo.decompose(other, others, [2, 3])
-        merged = nemo.merge(*parts, loader_of((3, 16, 16), 4))
+        merged = nemo.merge(*parts, [(torch.randn(8, 3, 16, 16), torch.arange(8) % 4)])
         assert merged.certificate["fixed_size"] is fixed
