@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -117,26 +117,27 @@ def _hash(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def measure(task: Task) -> Row:
-    """Train the cell of a task, unless its weights are there, and measure it on the test images.
-
-    What goes wrong is in `failure` of the row, so that the other cells are computed all the same.
-    """
-    torch.set_num_threads(task.threads)
-    params = task.params()
-    row: Row = {**dict(zip(KEY, task.key, strict=True)), "recipe": task.recipe(params)}
+def row_of(task: Task) -> Row:
+    """`measure` in a fresh process. What goes wrong is in `failure` of the row, also when the
+    process is killed, so that the other cells are computed all the same."""
+    row: Row = {**dict(zip(KEY, task.key, strict=True)), "failure": ""}
+    row["recipe"] = task.recipe(task.params())
     begin = time.perf_counter()
     try:
-        row |= _measured(task, params, row["recipe"])
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            row |= process.submit(measure, task).result()
     except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
         row["failure"] = str(error).splitlines()[0]
     return {**row, "seconds": round(time.perf_counter() - begin)}
 
 
-def _measured(task: Task, params: Params, recipe: str) -> Row:
+def measure(task: Task) -> Row:
+    """Train the cell of a task, unless its weights are there, and measure it on the test images."""
+    torch.set_num_threads(task.threads)
+    params = task.params()
     cell = task.cell(params)
     images = task.work / _hash(params.data[cell.dataset].model_dump())
-    layout = Layout(task.work / recipe, images)
+    layout = Layout(task.work / task.recipe(params), images)
     folder = layout.data(cell.dataset)
     with locked(images.with_suffix(".lock"), say=False):
         if not folder.is_dir():
@@ -188,7 +189,6 @@ def write(rows: dict[tuple[str, ...], Row], out: Path, place: str) -> None:
     order = {name: index for index, name in enumerate([*DATASETS, *MODELS, *METHODS])}
     ordered = sorted(rows, key=lambda key: (*(order[name] for name in key[:3]), key[3]))
     frame = pd.DataFrame([rows[key] for key in ordered], columns=COLUMNS)
-    frame["failure"] = frame["failure"].fillna("")
     frame.to_csv(out.with_suffix(".csv"), index=False, lineterminator="\n")
     table = table_of(frame)
     near = int((table["difference"] >= -NEAR).sum()) if len(table) else 0
@@ -207,8 +207,8 @@ def read(out: Path) -> dict[tuple[str, ...], Row]:
     file = out.with_suffix(".csv")
     if not file.exists():
         return {}
-    frame = pd.read_csv(file, dtype={"recipe": str}, keep_default_na=True)
-    frame[["set", "failure"]] = frame[["set", "failure"]].fillna("")
+    texts = dict.fromkeys(("set", "failure", "recipe"), str)
+    frame = pd.read_csv(file, dtype=texts).fillna(dict.fromkeys(texts, ""))
     return {tuple(row[k] for k in KEY): row for row in frame.to_dict("records")}
 
 
@@ -256,11 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(tasks) - len(todo)} rows are there, {len(todo)} to compute", flush=True)
     torch.set_num_threads(threads)
     place, failed = where(options.device), 0
-    pool = {"mp_context": get_context("spawn"), "max_tasks_per_child": 1}
-    with ProcessPoolExecutor(options.jobs, **pool) as executor:
-        for future in as_completed([executor.submit(measure, task) for task in todo]):
+    with ThreadPoolExecutor(options.jobs) as executor:
+        for future in as_completed([executor.submit(row_of, task) for task in todo]):
             row = future.result()
-            failed += "failure" in row
+            failed += row["failure"] != ""
             print({k: v for k, v in row.items() if k != "recipe"}, flush=True)
             rows[tuple(row[k] for k in KEY)] = row
             write(rows, options.out, place)

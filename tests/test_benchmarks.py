@@ -1,10 +1,11 @@
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 import torch
 import yaml
 
-from benchmarks import kills, module_speed, same_bytes
+from benchmarks import defaults, kills, module_speed, same_bytes
 from benchmarks.clones import changed, small_params
 from benchmarks.coverage import FIELDS, write
 from benchmarks.coverage import measure as measure_coverage
@@ -91,3 +92,39 @@ def test_the_same_bytes_benchmark_names_what_differs():
     assert "| trained cells, masks, modules | 2 | 1 |" in page
     assert "| results | 1 | 1 |" in page
     assert "Different: runs/b" in page
+
+
+def test_the_defaults_benchmark_sets_nemo_beside_the_standard_of_the_same_images():
+    rows = [
+        ("standard", "", 0.9), ("nemo", "", 0.87), ("nemo", "loss.tau=0.1", 0.84),
+        ("standard", "train.epochs=2", 0.5), ("nemo", "loss.tau=0.1 train.epochs=2", 0.6),
+    ]  # fmt: skip
+    shared = {"dataset": "svhn", "model": "vgg16", "chance": 0.19, "nrr": 0.25, "failure": ""}
+    frame = pd.DataFrame(
+        [{**shared, "method": m, "set": s, "accuracy": a} for m, s, a in rows],
+        columns=defaults.COLUMNS,
+    )
+    table = defaults.table_of(frame)
+    assert table["standard"].tolist() == [90, 90, 50]
+    assert table["difference"].tolist() == [-3, -6, 10]
+
+
+def test_the_defaults_benchmark_computes_a_row_once(tmp_path, monkeypatch):
+    few = ["--models", "resnet18", "--datasets", "digits", "--epochs", "1", "--set"]
+    out = ["--out", str(tmp_path / "d"), "--work", str(tmp_path / "work")]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        defaults.main([*few, "data.limit=64", "loss.tau=0.5", *out])
+    assert not ended.value.code
+    rows = pd.read_csv(tmp_path / "d.csv")
+    assert rows["set"].tolist() == [
+        "data.limit=64 train.epochs=1", "data.limit=64 loss.tau=0.5 train.epochs=1"
+    ]  # fmt: skip
+    assert rows["accuracy"].between(0, 1).all()
+    assert rows["failure"].isna().all()
+    assert rows["nrr"].isna().tolist() == [True, False]
+    asked = []
+    monkeypatch.setattr(defaults, "row_of", lambda task: asked.append(task.key) or {})
+    with pytest.raises(SystemExit):
+        defaults.main([*few, "data.limit=64", "loss.tau=0.5", *out])
+    assert asked == []

@@ -30,6 +30,7 @@ from nemo.cells import Cell
 from nemo.cli.main import cli
 from nemo.config import EXTRAS, Params, load_params
 from nemo.fingerprint import code_behind, fingerprint
+from nemo.settings import settings
 from tests.test_bad_input import PARAMS, images
 
 ROOT = Path(__file__).parents[1]
@@ -368,3 +369,16 @@ def test_a_file_that_is_imported_anew_counts(edited: Any, tmp_path: Path) -> Non
     assert edited(LOSS, f"from nemo.masking.more import Y\n\n\n{LOSS}")
     assert edited("Y = 1", "Y = 2", "nemo/masking/more.py")
     assert edited("Y = 2", "def f():\n    from nemo.cut import trace", "nemo/masking/more.py")
+
+
+def test_a_part_of_the_images_is_in_what_decides_and_absent_keys_are_not() -> None:
+    params = load_params(ROOT / "profiles/quick.yaml")
+    cell = Cell("digits", "resnet18", "standard", 0)
+    part = {"limit": 9, "classes": "0-4"}
+    source = params.data["digits"].model_copy(update=part)
+    limited = params.model_copy(update={"data": {"digits": source}})
+    without, given = (settings(p, cell, "cnn") for p in (params, limited))
+    assert dict(given.items() - without.items()) == {f"data.{k}": v for k, v in part.items()}
+    without, given = (recipes.preparation(p, "digits")["settings"] for p in (params, limited))
+    assert dict(given.items() - without.items()) == part
+    assert not part.keys() & without.keys()

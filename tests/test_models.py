@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
 
 from nemo.masking.generators import modularize
-from nemo.models import MODELS, CnnShape, VitShape, build_model, family_of
+from nemo.models import MODELS, CnnShape, TimmShape, VitShape, build_model, family_of
 from nemo.sections import architectures
+from nemo.trained import ABOUT, WEIGHTS, load_cell, save_weights
 
 # name: masked layers, K, parameters in millions without generators (paper section 5.1, 10 classes)
 PUBLISHED = {
@@ -42,6 +45,28 @@ def test_vit_generators_have_the_papers_size():
 def test_small_models_take_small_images(name, size):
     model = build_model(name, 7, size, SMALL[name]).eval()
     assert model(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_a_timm_transformer_takes_smaller_patches():
+    shape = TimmShape(arguments={"patch_size": 4})
+    vit = build_model("timm/vit_tiny_patch16_224", 5, 32, shape)
+    assert vit.patch_embed.proj.weight.shape == (192, 3, 4, 4)
+    assert vit.pos_embed.shape == (1, 1 + 8 * 8, 192)
+    assert build_model("timm/vit_tiny_patch16_224", 5, 32, TimmShape()).pos_embed.shape[1] == 5
+    with pytest.raises(ValueError, match="timm/resnet10t: arguments"):
+        build_model("timm/resnet10t", 5, 32, shape)
+
+
+def test_a_trained_timm_transformer_is_loaded_with_its_patches(tmp_path):
+    shape = TimmShape(
+        arguments={"patch_size": 8}, pretrained=True
+    )  # weights are its own, nothing is downloaded
+    vit = build_model("timm/test_vit", 3, 32, shape.model_copy(update={"pretrained": False}))
+    save_weights(vit, tmp_path / WEIGHTS)
+    about = {"model": "timm/test_vit", "classes": 3, "image_size": 32, "modular": False}
+    (tmp_path / ABOUT).write_text(json.dumps({**about, "shape": shape.model_dump()}))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load_cell(tmp_path)(images), vit.eval()(images))
 
 
 def test_a_timm_model_is_built_and_has_a_family():

@@ -39,7 +39,7 @@ def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
 
 
 TUNED: dict[str, str] = {"data.size": "size", "data.flip": "flip", "data.crop": "crop"}
-TUNED |= {"loss.warmup": "warmup", "device": "device"}
+TUNED |= {"loss.warmup": "warmup", "data.limit": "limit", "device": "device"}
 TRAINING = ("epochs", "lr", "alpha", "tau", "warmup", "threshold")  # nothing to a trained model
 TRAINED = ("keep", "of", "selector", "mean", "std")  # nothing to one that is not
 MEASURED = {  # test accuracies, in `info` of the module
@@ -102,6 +102,9 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
 )
 @click.option("--std", callback=_channels, help="With --weights: likewise.")
 @click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
+@click.option(
+    "--limit", type=_count, help="Training images at most, with each class in proportion."
+)
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
 @click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
 @_tuned("--epochs", _count, "Of training.", "train.epochs")

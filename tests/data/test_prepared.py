@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nemo.data import DataError, Prepared, load, prepare, read_meta
 from nemo.data.sources import load_source
@@ -85,6 +86,56 @@ def test_a_source_keeps_its_own_splits(make_images: Callable[..., Path], tmp_pat
     meta = read_meta(tmp_path / "out")
     assert (meta["title"], meta["classes"]) == ("Pets!", ["a", "b"])
     assert meta["counts"] == {"train": 13, "val": 4, "test": 3}
+
+
+def test_a_part_of_the_classes_in_the_order_given(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    counts = {f"{split}/{name}": 4 for split in ("train", "test") for name in "abcd"}
+    root = make_images("pets", counts)
+    (root / "train/a/0000.png").write_bytes(b"damaged")  # of a class that is left out
+    prepare("pets", DataSource(source=f"folder:{root}", classes="d+1-2"), tmp_path / "out")
+    data = load(tmp_path / "out")
+    assert data.classes == ("d", "b", "c")
+    for label, name in enumerate("dbc"):
+        images = data.splits["test"].images[data.splits["test"].labels == label]
+        files = [Image.open(root / f"test/{name}/{index:04}.png") for index in range(4)]
+        stacked = np.stack([np.asarray(file).transpose(2, 0, 1) for file in files])
+        assert np.array_equal(images.numpy(), stacked)
+    assert read_meta(tmp_path / "out")["counts"] == {"train": 9, "val": 3, "test": 12}
+
+
+def test_a_limit_is_of_training_images(digits: Path, tmp_path: Path) -> None:
+    prepare("digits", DIGITS.model_copy(update={"limit": 500}), tmp_path / "out")
+    whole, part = load(digits), load(tmp_path / "out")
+    assert read_meta(tmp_path / "out")["counts"] == {"train": 450, "val": 50, "test": 359}
+    assert torch.equal(part.splits["test"].images, whole.splits["test"].images)
+    before = {i.numpy().tobytes() for s in ("train", "val") for i in whole.splits[s].images}
+    kept = [i.numpy().tobytes() for s in ("train", "val") for i in part.splits[s].images]
+    assert set(kept) <= before
+    assert len(set(kept)) == 500
+    prepare("digits", DIGITS.model_copy(update={"limit": 10**6}), tmp_path / "out")
+    assert read_meta(tmp_path / "out") == read_meta(digits)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"classes": "3"}, r"^data\.digits\.classes: '3' is one class; accepted: two or more$"),
+        (
+            {"classes": "cat+3"},
+            r"^data\.digits\.classes: subset 'cat\+3': 'cat' is no class; accepted",
+        ),
+        (
+            {"limit": 15},
+            r"^data\.digits\.limit: 15 images leave a class fewer than 2; accepted: 21 or",
+        ),
+    ],
+)
+def test_a_part_that_is_not_there(part: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        prepare("digits", DIGITS.model_copy(update=part), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_names_no_path(make_images: Callable[..., Path], tmp_path: Path) -> None:

@@ -211,12 +211,17 @@ def test_the_recipe_is_that_of_the_quick_profile():
     quick = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
     recipe = defaults()
     assert recipe.keys() == {"train", "loss", "masks", "finetune"}
+    assert recipe.pop("loss") == {  # quick's is for digits
+        "warmup": 4, "alpha": {"cnn": 0.5, "transformer": 0.05}, "tau": 0.2, "form": "equation"
+    }  # fmt: skip
     for key, section in recipe.items():
         assert section == {name: quick[key][name] for name in section}
         assert quick[key].keys() - section.keys() <= {"processes"}  # which decides nothing
-    params = own_params("resnet18", "digits", "3+5", 1, {"train.epochs": 2, "loss.tau": None})
+    changes = {"train.epochs": 2, "loss.tau": None, "data.limit": 99}
+    params = own_params("resnet18", "digits", "3+5", 1, changes)
+    assert (params.data["digits"].limit, params.loss.warmup.transformer) == (99, 4)
     assert (params.train.epochs.cnn, params.loss.tau, params.seeds) == (2, 0.2, [1])
-    assert defaults() == recipe
+    assert defaults() == {**recipe, "loss": defaults()["loss"]}
 
 
 def test_missing_pretrained_weights_are_one_line(made, tmp_path, monkeypatch):
