@@ -69,12 +69,12 @@ class CutPass:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.frequency = state["frequency"].to(self.frequency)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, output: Any) -> Tensor:
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The weighted loss of this step, a scalar; 0 in steps without a cut pass.
 
         Args:
             images: (b, ...).
-            labels, output: (B,), and the logits (B, C) of the usual step.
+            labels: (B,).
         """
         self.step += 1
         nothing = torch.zeros((), device=self.frequency.device)
@@ -98,15 +98,7 @@ class CutPass:
         whole[mine] = logits
         logits = all_gather(whole, len(labels))[chosen][:, subset].float()
         targets = (labels[chosen][:, None] == subset).int().argmax(1)
-        loss = F.cross_entropy(logits, targets)
-        if self.params.distil:
-            teacher = output[0] + output[1] if isinstance(output, tuple) else output
-            soft = teacher.detach().float()[chosen][:, subset].log_softmax(1)
-            divergence = F.kl_div(
-                logits.log_softmax(1), soft, reduction="batchmean", log_target=True
-            )
-            loss = 0.5 * loss + 0.5 * divergence
-        return self.params.weight * loss
+        return self.params.weight * F.cross_entropy(logits, targets)
 
     @torch.no_grad()
     def observe(self, masks: Masks, labels: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -82,23 +81,18 @@ class RecordedGradients(Gradients):
             parameter.grad = gradient
         parts = self.parts
         if self.split is not None:
-            rest = self._add(partial(self.split.rest, logits=self.logits), images, labels)
+            rest = self._add(self.split.rest, images, labels)
             parts = {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
         return _stack({name: parts[name] for name in self.names})
 
-    def _recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        if self.split is None:
-            return self.task(model, images, labels)
-        parts, self.logits = self.split.recordable(model, images, labels)
-        return parts
-
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.clone(), labels.clone()
+        recordable = self.task if self.split is None else self.split.recordable
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph):
                 self.model.zero_grad(set_to_none=True)
-                self.parts = self._add(self._recordable, self.images, self.labels)
+                self.parts = self._add(recordable, self.images, self.labels)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -92,19 +92,18 @@ class Task:
             self.cut_pass.load_state_dict(state)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
-        parts, logits = self.recordable(model, images, labels)
+        parts = self.recordable(model, images, labels)
         if self.cut_pass is None:
             return parts
-        rest = self.rest(model, images, labels, logits)
+        rest = self.rest(model, images, labels)
         return {**parts, **rest, "loss": parts["loss"] + rest["loss"]}
 
-    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Parts, Any]:
-        """All but the cut pass, whose shapes change from step to step, and the logits for it."""
+    def recordable(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
+        """All but the cut pass, whose shapes change from step to step."""
         output = all_gather(model(images), len(labels))
         if self.penalty is None:
             loss = self.task_loss(output, images, labels)
-            alone = {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
-            return alone, output
+            return {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
@@ -113,19 +112,18 @@ class Task:
             parts = {**parts, "penalty_share": self.rise.share}
         if self.cut_pass is not None:
             self.cut_pass.observe(masks, labels)
-        parts = {
+        return {
             "loss": task + penalty,
             "task": task,
             **parts,
             **_mask_health(masks),
             "train_accuracy": _accuracy(output, labels),
         }
-        return parts, output
 
-    def rest(self, model: nn.Module, images: Tensor, labels: Tensor, logits: Any) -> Parts:
+    def rest(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""
         assert self.cut_pass is not None
-        loss = self.cut_pass(model, images, labels, logits)
+        loss = self.cut_pass(model, images, labels)
         return {"loss": loss, "cut_loss": loss}
 
 

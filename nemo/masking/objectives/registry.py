@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from nemo.fields import Count, Family, PerFamily, Positive, Share, Strict, Switch, Whole
+from nemo.fields import Count, Family, PerFamily, Positive, Share, Strict, Whole
 from nemo.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ class CutPassParams(Strict):
     sizes: list[Annotated[int, Field(ge=2, strict=True)]] = Field(default_factory=lambda: [2, 3, 5])
     rate: Share = 0.05  # at which frequencies follow the batches
     threshold: Share = 0.9  # as in `masks`
-    distil: Switch = None
 
 
 class ObjectiveParams(Strict):
