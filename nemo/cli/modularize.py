@@ -58,8 +58,11 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
         numbers = tuple(float(number) for number in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) not in (1, 3) or not all(0 < number < 1 for number in numbers):
-        raise click.BadParameter(f"{text}: accepted: 0.5, or 0.485,0.456,0.406")
+    zero = option.name == "mean"  # a standard deviation of 0 would divide by it
+    fits = all(0 < number <= 1 or (number == 0 and zero) for number in numbers)
+    if len(numbers) not in (1, 3) or not fits:
+        kind = "from 0 to 1" if zero else "above 0, at most 1"
+        raise click.BadParameter(f"{text}: accepted: one or three numbers {kind}: 0.5,0.4,0.5")
     return numbers if len(numbers) == 3 else numbers * 3
 
 
@@ -98,9 +101,9 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
     "--mean",
     callback=_channels,
     help="With --weights: of the pixels, from 0 to 1, as the model was trained; one or three "
-    "numbers with commas.  [default: of the training images]",
+    "numbers with commas. 0 for pixels as is.  [default: of the training images]",
 )
-@click.option("--std", callback=_channels, help="With --weights: likewise.")
+@click.option("--std", callback=_channels, help="With --weights: likewise; 1 for pixels as is.")
 @click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
 @click.option(
     "--limit", type=_count, help="Training images at most, with each class in proportion."

@@ -67,9 +67,9 @@ def _read(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError,
-    ) as error:  # fmt: skip
+    except pickle.UnpicklingError:  # its message is of PyTorch's options
+        raise ValueError(f"{file}: holds more than tensors, or is damaged; {ACCEPTED}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise ValueError(f"{file}: cannot be read ({reason}); {ACCEPTED}") from None
 

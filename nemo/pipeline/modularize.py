@@ -67,7 +67,10 @@ def architecture(
     if is_factory(model):
         model, section = register_factory(model, shape)
         return model, section.model_dump()
-    check_model_name(model)
+    try:
+        check_model_name(model)
+    except ValueError as error:
+        raise ValueError(f"{error}, package.module:function") from None
     if model.startswith(TIMM):
         return model, {"pretrained": pretrained, "arguments": dict(shape) or None}
     return model, {**shape, **({"pretrained": True} if pretrained else {})}

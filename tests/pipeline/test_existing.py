@@ -140,7 +140,7 @@ WIDTH = "trained.pt: not the weights of this model: "
     ("changes", "line"),
     [
         (["--weights", "part.pt"], LACKS),
-        (["--weights", "whole.pt"], "whole.pt: cannot be read (Weights only load failed"),
+        (["--weights", "whole.pt"], "whole.pt: holds more than tensors, or is damaged; "),
         (["--weights", "turned.pt"], "is the order of its classes 0, 1, 2, 3, 4, ..., and are"),
         (["--shape", "width=8"], WIDTH),
         (["--shape", "classes=7"], "13.bias is (10,), and the model's (7,)"),
@@ -148,6 +148,7 @@ WIDTH = "trained.pt: not the weights of this model: "
         (["--model", "digit_nets:nothing"], "digit_nets:nothing: digit_nets has no function noth"),
         (["--model", "digit_nets:number"], "digit_nets:number: digit_nets has no function number"),
         (["--model", "digit_nets:broken"], "digit_nets:broken: RuntimeError: no way"),
+        (["--model", "digit_nets.net"], "timm/NAME, package.module:function"),
         (["--model", "builtins:dict"], "builtins:dict: it returns a dict; accepted: an nn.Module"),
         (["--model", "no.where:net"], "no.where:net: ModuleNotFoundError: No module named 'no'"),
         (["--model", "timm/resnet10t", "--shape", "nonsense=1"], "timm/resnet10t: arguments {'non"),
@@ -171,7 +172,9 @@ def test_a_mistake_is_one_line(inside, changes, line):
             ["--weights", "trained.pt", "--keep", "0.3", "--epochs", "3"],
             "--epochs: decides nothing",
         ),
-        (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: 0.5, or"),
+        (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: one or"),
+        (["--weights", "trained.pt", "--keep", "0.3", "--std", "0"], "0: accepted: one or three"),
+        (["--weights", "trained.pt", "--keep", "0.3", "--mean", "-.1"], "numbers from 0 to 1"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(inside, options, line):
