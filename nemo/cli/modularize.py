@@ -39,7 +39,7 @@ def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
 
 
 TUNED: dict[str, str] = {"data.size": "size", "data.flip": "flip", "data.crop": "crop"}
-TUNED |= {"loss.warmup": "warmup", "data.limit": "limit", "device": "device"}
+TUNED |= {"data.limit": "limit", "device": "device"}
 TRAINING = ("epochs", "lr", "alpha", "tau", "warmup", "threshold")  # nothing to a trained model
 TRAINED = ("keep", "of", "selector", "mean", "std")  # nothing to one that is not
 MEASURED = {  # test accuracies, in `info` of the module
@@ -115,7 +115,7 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
 @_tuned("--lr", _positive, "Of training.", "train.lr")
 @_tuned("--alpha", float, "Weight of the contrastive loss.", "loss.alpha")
 @_tuned("--tau", _positive, "Temperature of the contrastive loss.", "loss.tau")
-@click.option("--warmup", type=_count, help="Epochs over which the contrastive loss rises.")
+@_tuned("--warmup", _count, "Epochs over which the contrastive loss rises.", "loss.warmup")
 @_tuned(
     "--threshold",
     float,

@@ -115,8 +115,9 @@ def prepare(
     """
     out = Path(out)
     _check_replaceable(out)
-    if source.source in CLASSES and source.classes is None:
-        check(CLASSES[source.source])
+    known = known_classes(name, source)
+    if known is not None:
+        check(known)
     raw = load_source(source.source, source.size, Path(downloads))
     if source.classes is not None:
         raw = _of_classes(raw, source.classes, f"data.{name}.classes")
@@ -142,6 +143,18 @@ def prepare(
         "crop": source.crop,
     }
     _write(out, splits, meta)
+
+
+def known_classes(name: str, source: DataSource) -> list[str] | None:
+    """The class names that `prepare` gives, where they are known before a download; else None.
+
+    Raises:
+        DataError: `source.classes` do not fit the source.
+    """
+    known = CLASSES.get(source.source)
+    if known is None or source.classes is None:
+        return known
+    return [known[c] for c in _chosen(known, source.classes, f"data.{name}.classes")]
 
 
 def load(folder: str | Path, memory: float | None = None) -> Prepared:
@@ -191,14 +204,20 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _of_classes(raw: RawSplits, subset: str, key: str) -> RawSplits:
-    """The images of a subset of the classes, labelled 0..T-1 in its order."""
+def _chosen(classes: list[str], subset: str, key: str) -> list[int]:
+    """The positions of a source's classes that are taken."""
     try:
-        chosen = parse_subset(subset, raw.classes)
+        chosen = parse_subset(subset, classes)
     except DataError as error:
         raise DataError(f"{key}: {error}") from None
     if len(chosen) < 2:
         raise DataError(f"{key}: {subset!r} is one class; accepted: two or more")
+    return chosen
+
+
+def _of_classes(raw: RawSplits, subset: str, key: str) -> RawSplits:
+    """The images of a subset of the classes, labelled 0..T-1 in its order."""
+    chosen = _chosen(raw.classes, subset, key)
     relabel = np.full(len(raw.classes), -1, dtype=np.int64)
     relabel[chosen] = np.arange(len(chosen))
     splits = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nemo.cells import Layout
 from nemo.config import Params
 from nemo.data import Prepared, check_subsets, load, read_meta
-from nemo.data.sources import CLASSES
+from nemo.data.prepared import known_classes
 from nemo.fields import ParamsError
 
 
@@ -25,31 +27,38 @@ def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
 
 
 def check_classes(params: Params, classes: list[str]) -> None:
-    """
-    Raises:
-        DataError: a subset that params name is not of these classes.
-        ParamsError: cut passes shall draw more classes than there are.
-    """
+    """Raise DataError unless all subsets that params name are of these classes."""
     check_subsets(params.subsets, classes)
     if params.granularity.of:
         check_subsets(params.granularity.subsets, classes)
+
+
+def check_cut_pass(params: Params, method: str, classes: Sequence[str]) -> None:
+    """Raise ParamsError if the method's cut passes shall draw more classes than there are."""
+    key = params.base_of(method).section
+    cut = getattr(params.for_method(method).section(key), "cut", None)
+    # the default sizes are for any data
+    sizes = cut.sizes if cut is not None and "sizes" in cut.model_fields_set else []
+    if max(sizes, default=0) > len(classes):
+        raise ParamsError(
+            f"{key}.cut.sizes: {max(sizes)}, where there are {len(classes)} classes; "
+            f"accepted: 2 to {len(classes)}"
+        )
+
+
+def check_before_training(params: Params, classes: list[str]) -> None:
+    """All that can be known of params once the classes are; raises what the checks above do."""
+    check_classes(params, classes)
     for method in params.methods:
-        key = params.base_of(method).section
-        cut = getattr(params.for_method(method).section(key), "cut", None)
-        # the default sizes are for any data
-        sizes = cut.sizes if cut is not None and "sizes" in cut.model_fields_set else []
-        if max(sizes, default=0) > len(classes):
-            raise ParamsError(
-                f"{key}.cut.sizes: {max(sizes)}, where there are {len(classes)} classes; "
-                f"accepted: 2 to {len(classes)}"
-            )
+        check_cut_pass(params, method, classes)
 
 
 def check_known_classes(params: Params) -> None:
-    """`check_classes` for the sources whose classes are known before they are prepared."""
-    for source in (params.data[name].source for name in params.datasets):
-        if source in CLASSES:
-            check_classes(params, CLASSES[source])
+    """`check_before_training` for the sources whose classes are known before they are prepared."""
+    for name in params.datasets:
+        known = known_classes(name, params.data[name])
+        if known is not None:
+            check_before_training(params, known)
 
 
 def images(params: Params, dataset: str, layout: Layout) -> Prepared:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.distributed import is_main
-from nemo.pipeline.inputs import images
+from nemo.pipeline.inputs import check_cut_pass, images
 from nemo.tracking import training_run
 from nemo.training.cell import train_cell
 
@@ -13,5 +13,6 @@ from nemo.training.cell import train_cell
 def run(params: Params, cell: Cell, layout: Layout, track: bool = False) -> None:
     """What each process of a training does; the main one writes."""
     data = images(params, cell.dataset, layout)
+    check_cut_pass(params, cell.method, data.classes)
     with training_run(params, cell, data.sha256, enabled=track and is_main()) as log_epoch:
         train_cell(params, cell, data, layout.train(cell), log_epoch)

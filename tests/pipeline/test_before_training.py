@@ -40,6 +40,10 @@ WRONG = [
         },
         "loss.cut.sizes: 11, where there are 10 classes; accepted: 2 to 10",
     ),
+    (
+        {"data": {"digits": {"source": "digits", "classes": "1+7+4"}}, "subsets": ["all", "0-3"]},
+        "subset '0-3': '0-3' is no range of classes, which go up from 0 to 2; accepted: all,",
+    ),
     ({"beside": ["nothere"]}, "beside: 'nothere': no file profiles/nothere.yaml; accepted: names"),
 ]
 
@@ -52,7 +56,7 @@ def test_the_plan_says_it(tmp_path, changes, line):
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-@pytest.mark.parametrize(("changes", "line"), WRONG[:4])
+@pytest.mark.parametrize(("changes", "line"), WRONG[:-1])
 def test_a_cell_says_it_before_it_trains(tmp_path, changes, line):
     method = changes.get("methods", ["nemo"])[-1]
     done = run(tmp_path, f"run --dataset digits --model resnet18 --method {method}", **changes)
@@ -73,6 +77,20 @@ def test_sizes_that_no_one_set_fit_any_data(tmp_path):
     loss = {**LOSS, "cut": {"weight": 1.0}}
     changes = {"data": {"digits": {"source": "folder:three"}}, "loss": loss, "subsets": ["all"]}
     assert run(tmp_path, "plan", **changes).exit_code == 0
+
+
+def test_sizes_are_looked_at_again_where_images_were_prepared_before(tmp_path):
+    """A folder's classes are not known to the plan; the training that draws them says it."""
+    assert run(tmp_path, "prepare --dataset digits").exit_code == 0
+    changes = {
+        "data": {"digits": {"source": "folder:gone"}},
+        "loss": {**LOSS, "cut": {"sizes": [12]}},
+    }
+    done = run(tmp_path, "train --dataset digits --model resnet18 --method nemo", **changes)
+    assert (
+        done.stderr == "nemo: loss.cut.sizes: 12, where there are 10 classes; accepted: 2 to 10\n"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_known_classes_are_those_of_the_sources():
