@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.masking.hooks import acting
-from nemo.masking.sites import CLASSIFIER, UNCALLED, Site
+from nemo.masking.sites import UNCALLED, Site
 from nemo.signature import Signature
 
 Masks = Mapping[str, Tensor]
@@ -94,11 +94,6 @@ def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
             raise ValueError(f"masks: no layer called {name!r}; the model has: {known}")
         if site.skip == UNCALLED:
             raise ValueError(f"masks[{name!r}]: this layer cannot be masked: it is {UNCALLED}")
-        if site.skip == CLASSIFIER:
-            raise ValueError(
-                f"masks[{name!r}]: this layer is the classifier, and without a neuron it lacks a "
-                "logit; accepted: classes=[...] of decompose, which selects logits"
-            )
         if not isinstance(mask, Tensor) or not (
             mask.dtype == torch.bool or mask.is_floating_point()
         ):
