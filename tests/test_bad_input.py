@@ -236,7 +236,7 @@ ROWS = {
         "loss.alpha.rnn: unknown key; accepted: cnn, transformer",
     ),
     "unknown key of data": param_row(
-        "data.pets.colour", 1, "data.pets.colour: unknown key; accepted: crop, flip,"
+        "data.pets.colour", 1, "data.pets.colour: unknown key; accepted: classes, crop,"
     ),
     "missing key": param_row("loss", REMOVE, "loss: required by the method 'nemo', and missing"),
     "tau zero": param_row("loss.tau", 0, "loss.tau: input should be greater than 0, got 0"),

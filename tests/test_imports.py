@@ -37,7 +37,7 @@ LAYERS = {
     "nemo.signature": set(),
     "nemo.masking": PARAMS | CALLS | {"nemo.data", "nemo.models"},
     "nemo.module": CALLS | {"nemo.cost", "nemo.files", "nemo.predict"},
-    "nemo.proof": {"nemo.masking", "nemo.module"},
+    "nemo.proof": {"nemo.masking", "nemo.module", "nemo.signature"},
     "nemo.cut": CALLS | {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof"},
     "nemo.training": BASICS,
     "nemo.evaluation": BASICS | {"nemo.cut"},

@@ -133,7 +133,7 @@ def test_the_same_weights_from_both_kinds_of_file(inside):
 
 
 LACKS = "part.pt: not the weights of this model: it lacks 1 tensors, such as 0.weight"
-NONSENSE = "timm/resnet10t: ResNet.__init__() got an unexpected keyword argument 'nonsense'"
+NONSENSE = "timm/resnet10t: arguments {'nonsense': 1}: ResNet.__init__() got an unexpected keyword"
 WIDTH = "trained.pt: not the weights of this model: "
 
 

@@ -18,7 +18,7 @@ from nemo.pipeline.modularize import defaults, own_params
 from nemo.pipeline.rehearsal import coverage, layer_table, rehearse
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--shape", "width=0.0625", "--epochs", "40", "--finetune-epochs", "1"]
+TINY = ["--shape", "width=0.0625", "--epochs", "60", "--finetune-epochs", "1"]
 
 
 def run(*arguments):

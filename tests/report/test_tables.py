@@ -240,7 +240,8 @@ def test_a_metric_of_the_users_own_is_shown_compared_and_logged(
 def test_the_committed_cifar10_tables_are_those_of_the_committed_results() -> None:
     params = load_params("profiles/cifar10-cpu.yaml")
     results = collect(params, Path())
-    assert (results.missing, results.left_out) == ([], [])
+    without = [f"cifar10/{model}/nemo-cut-0" for model in ("simcnn", "rescnn", "deit_small")]
+    assert (results.missing, results.left_out) == (without, [])
     tables = frames(results)
     assert {table.name for table in TABLES} == {*tables, T8.name}
     for name, frame in tables.items():
