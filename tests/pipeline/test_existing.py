@@ -13,6 +13,7 @@ import nemo
 from nemo.cli.main import cli
 from nemo.data import load
 from nemo.data.sources import load_source
+from nemo.models import MODELS
 from nemo.pipeline.existing import load_weights
 
 MEAN, STD = 0.3, 0.37
@@ -63,8 +64,12 @@ def project(tmp_path_factory):
     torch.save({k: v for k, v in state.items() if k != "0.weight"}, root / "part.pt")
     turned = {k: v.flip(0) if k.startswith("13.") else v for k, v in state.items()}
     torch.save(turned, root / "turned.pt")  # its classes run from 9 to 0
+    known = set(MODELS)
     yield root
     sys.path[:] = [place for place in sys.path if place != str(root)]
+    del sys.modules["digit_nets"]
+    for name in set(MODELS) - known:
+        del MODELS[name]
 
 
 @pytest.fixture
