@@ -112,16 +112,16 @@ def test_a_second_clone_skips_what_the_first_computed(first, tmp_path, ran):
 
 def test_what_a_given_up_subset_left_is_no_dependency(first, tmp_path, ran):
     cell = first / "runs/digits/resnet18/nemo-0"
-    set_subsets(first, "0+1", "tabby cat+C+++Кошка")
+    set_subsets(first, "0+1", "0-2+7")
     dvc(first, "repro")
-    assert "finetune@digits-resnet18-nemo-0-tabby cat+C+++Кошка" in ran()
+    assert "finetune@digits-resnet18-nemo-0-0-2+7" in ran()
     by_hand = cell / "modules/2+3"  # of `nemo decompose`: DVC has no copy of it
     by_hand.mkdir()
     (by_hand / "module.json").write_text("{}")
-    set_subsets(first, "tabby cat+C+++Кошка", "4+5")
+    set_subsets(first, "0-2+7", "4+5")
     dvc(first, "repro")
     left = {folder.name for folder in cell.glob("*/*") if folder.is_dir()}
-    assert left == {"tabby cat+C+++Кошка", "4+5", "2+3"}
+    assert left == {"0-2+7", "4+5", "2+3"}
     shutil.rmtree(by_hand)
     dvc(first, "repro")
     git(first, "add", "-A")
