@@ -35,10 +35,11 @@ READING = EDGE | {
 LAYERS = {
     "nemo.models": PARAMS,
     "nemo.signature": set(),
-    "nemo.masking": PARAMS | CALLS | {"nemo.data", "nemo.models"},
+    "nemo.masking": PARAMS | CALLS | {"nemo.tracing", "nemo.data", "nemo.models"},
     "nemo.module": CALLS | {"nemo.cost", "nemo.files", "nemo.predict"},
     "nemo.proof": {"nemo.masking", "nemo.module", "nemo.signature"},
-    "nemo.cut": CALLS | {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof"},
+    "nemo.cut": CALLS | {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof",
+                "nemo.tracing"},
     "nemo.training": BASICS,
     "nemo.evaluation": BASICS | {"nemo.cut"},
     "nemo.alternatives": BASICS | {"nemo.cut", "nemo.training", "nemo.evaluation"},

@@ -151,6 +151,22 @@ def _filled(value: float, rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _bagged(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
+    """Bags of one size, as the sum, mean or maximum of their embeddings."""
+    weight, ids, offsets, _, mode, _, *others, padding = (arg(node, i) for i in range(9))
+    if (ids.target, offsets.target) != (aten.reshape.default, aten.arange.start_step):
+        return None
+    bags = arg(ids, 0)
+    regular = arg(offsets, 0) == 0 and dims(bags)[1:] == (arg(offsets, 2),)
+    if not regular or any(others) or padding not in (None, -1):
+        return None
+    shape = (*dims(bags), dims(weight)[1])
+    rows = rewriter.call(aten.embedding.default, (weight, bags), shape)
+    reduce = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[mode]
+    reduced = rewriter.call(reduce, (rows, [1], True), (shape[0], 1, shape[2]))
+    return [rewriter.reshape(reduced, (shape[0], shape[2]))] * 4
+
+
 def _lstm(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
     """An LSTM of which only the outputs are read, not its last state."""
     if any(arg(user, 1) != 0 and user.users for user in node.users) or not isinstance(
@@ -227,6 +243,7 @@ NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys([aten.new_zeros.default, aten.zeros_like.default], partial(_filled, 0)),
     **dict.fromkeys([aten.new_ones.default, aten.ones_like.default], partial(_filled, 1)),
     aten.lstm.input: _lstm,
+    aten.embedding_bag.padding_idx: _bagged,
     **dict.fromkeys(IDENTITIES, lambda rewriter, node: arg(node, 0)),
 }  # fmt: skip
 

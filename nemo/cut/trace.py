@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils._pytree import tree_map
 
 from nemo.cut.graph import arg, aten, run
 from nemo.cut.normal import normalise
-from nemo.signature import Signature, pick
+from nemo.signature import Signature
+from nemo.tracing import export
 
 # Ops that may return their input, or a view of it, though their schema does not say so.
 ALIASING = {
@@ -95,23 +95,12 @@ def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Trace
 
     Args:
         model: in float64.
-        inputs: a batch of 2, because 1 would be taken for a constant.
+        inputs: a batch of 2.
 
     Raises:
-        ValueError: torch.export cannot trace the model.
+        ValueError: see `nemo.tracing.export`.
     """
-    example = takes.batch(inputs)
-    args, named = ((), example) if takes.named else (example, {})
-    sizes = tree_map(lambda x: {0: torch.export.Dim.AUTO}, example)
-    chosen = model.register_forward_hook(lambda m, a, returned: pick(returned, takes.output))
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(model, args, named, dynamic_shapes=sizes, strict=False)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the model cannot be traced: {reason}") from error
-    finally:
-        chosen.remove()
+    exported = export(model, takes, inputs)
     nested = any(node.op == "get_attr" for node in exported.graph.nodes)  # such as autocast
     if nested or not _functionalise(exported.graph):
         exported = exported.run_decompositions({})
@@ -136,11 +125,6 @@ def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Trace
     returns.args = (nodes[outputs[0].arg.name],)
     _fold_lifted(graph, constants, lifted)
     normalise(graph, entries)
-    if returns.args[0].meta["dims"][0] is not None:
-        raise ValueError(
-            "the model cannot be traced: it takes the batch size for a constant, as len(x) does; "
-            "accepted: x.shape[0]"
-        )
     _narrow(graph, constants)
     return Traced(graph, takes, entries, constants, paths)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nemo.masking.losses import check_labels
 from nemo.signature import call, evaluating, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
@@ -93,6 +94,8 @@ def mask_frequency(
     on: dict[str, Tensor] = {}
     samples = torch.zeros(0, dtype=torch.float64)
     for bits, labels in batches:
+        check_labels(labels)
+        labels = labels.long()
         classes = max(len(samples), int(labels.max()) + 1)
         belongs = F.one_hot(labels, classes).float().T  # (C, B); a batch's counts fit float32
         samples = _grow(samples, classes) + belongs.sum(1).cpu()

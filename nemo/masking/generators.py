@@ -9,7 +9,6 @@ Shapes: B images, N_l neurons of layer l.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from nemo.masking.autograd import Pool, Scale
 from nemo.masking.hooks import acting
 from nemo.masking.inspection import signature
 from nemo.masking.probe import is_transposed
 from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
-from nemo.masking.under import Under, check_double
+from nemo.masking.under import Under, check_early
 from nemo.signature import Signature, bare, moved, pick
 
 Masks = dict[str, Tensor]
-CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
 
 
 class MaskGenerator(nn.Module):
@@ -70,7 +69,8 @@ class Modular(nn.Module):
         found: the sites of both.
         overwritable: modules whose output is masked in place, unless they have forward hooks,
             which may keep it.
-        takes: how it is called, and what counts of what the model returns.
+        takes: how it is called, and what counts of what the model returns in eval mode.
+        output: what counts of what it returns in train mode, which may be several tensors.
     """
 
     def __init__(
@@ -79,11 +79,13 @@ class Modular(nn.Module):
         sites: list[Site],
         overwritable: Collection[str],
         takes: Signature,
+        output: str | int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.overwritable = frozenset(overwritable)
         self.takes = takes
+        self.output = takes.output if output is None else output
         self.found = list(sites)
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
@@ -115,7 +117,11 @@ class Modular(nn.Module):
         """
         count = len(next(iter((*args, *kwargs.values()))))
         with self._attached(count) as masks:
-            logits = pick(self.model(*args, **kwargs), self.takes.output)
+            logits = pick(self.model(*args, **kwargs), self.output)
+        for site in self.sites:
+            if site.layer not in masks:  # left out of this pass, as LayerDrop does: nothing is on
+                first = next(self.generators.parameters())
+                masks[site.layer] = first.new_zeros(count, site.neurons)
         return logits, {site.layer: masks[site.layer] for site in self.sites}
 
     def under(self, masks: Mapping[str, Tensor]) -> Under:
@@ -144,7 +150,7 @@ class Modular(nn.Module):
         def scale(output: Tensor, mask: Tensor, name: str) -> Tensor:
             if len(mask) != len(output):
                 return output * mask
-            return cast(Tensor, _Scale.apply(output, mask, name in free))
+            return cast(Tensor, Scale.apply(output, mask, name in free))
 
         generate = partial(self._generate, masks, count)
         with acting(self.model, self.sites, masks, scale, generate):
@@ -165,7 +171,7 @@ class Modular(nn.Module):
                 f"{site.layer}: its input holds {rows} rows for {count} samples, unlike that of "
                 "the example of modularize: give it one of this size"
             )
-        x, pooled = _Pool.apply(x, over, in_place)
+        x, pooled = Pool.apply(x, over, in_place)
         if site.fold == "outer":
             pooled = pooled.view(count, rows // count, -1).mean(1)
         elif site.fold == "inner":
@@ -187,6 +193,7 @@ def modularize(
             run, to see which layers are used and in what order. By default images of the size that
             the model declares, else 3 x 32 x 32. `decompose` uses the same sizes.
         output: which tensor counts, of a model that returns several: its key, attribute or index.
+            Some, such as GoogLeNet, return several in train mode only.
 
     The masks live in hooks that exist during the forward pass only. Reentrant activation
     checkpointing repeats parts of the pass later, without them, and gives wrong gradients.
@@ -202,11 +209,11 @@ def modularize(
     if isinstance(model, Modular):
         raise ValueError("the model is modular already; accepted: what it is made of, its .model")
     takes = takes_of(model, example, output)
-    check_double(model, takes)
+    check_early(model, takes)
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
     sites = find_sites(model, takes)
     masked = [site for site in sites if site.skip is None]
-    return Modular(model, sites, overwritable(model, masked, batch), takes)
+    return Modular(model, sites, overwritable(model, masked, batch), takes, output)
 
 
 def takes_of(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:
@@ -243,57 +250,3 @@ def _keys(sites: Sequence[Site]) -> dict[str, str]:
             key += "_"
         keys[site.layer] = key
     return keys
-
-
-class _Pool(torch.autograd.Function):
-    """x itself, for the layer, and its mean over all but samples and channels, (B, C).
-
-    The layer alone reads this x. So its gradient can take up that of the mean `in_place`, where
-    autograd would write out a third gradient of the size of x.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, over: tuple[int, ...], in_place: bool
-    ) -> tuple[Tensor, Tensor]:
-        ctx.in_place, ctx.over = in_place, over
-        return x, x.mean(over) if over else x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None]:
-        for d in ctx.over:
-            for_mean = for_mean.unsqueeze(d)
-        pixels = math.prod(for_x.shape[d] for d in ctx.over)
-        each = for_mean / pixels
-        return for_x.add_(each) if ctx.in_place else for_x + each, None, None
-
-
-class _Scale(torch.autograd.Function):
-    """`y * m` with m broadcast over space or tokens, written over y where nothing else needs y.
-
-    The gradient for y has y's memory format; that of autograd may not, which slows the backward
-    pass of what comes before. In place saves a feature map a layer: the gradient for m is then
-    `sum(grad * y m) / m`, and 0 where m is 0, whose gradient the generator's relu drops anyway.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, m: Tensor, in_place: bool) -> Tensor:
-        ctx.in_place = in_place
-        # `data`: a Linear's output is a view, whose in-place autograd would copy the gradient twice
-        out = y.data.mul_(m) if in_place else y * m
-        ctx.save_for_backward(out if in_place else y, m)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        y, m = ctx.saved_tensors
-        over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
-        for_y, for_m = torch.empty_like(y), torch.empty_like(m)
-        # only a CPU gains by parts; a GPU would pay for their many kernels
-        rows = max(1, CACHE_ELEMENTS // y[0].numel()) if y.device.type == "cpu" else len(y)
-        parts = zip(*(t.split(rows) for t in (grad, y, m, for_y, for_m)), strict=True)
-        for grad_, y_, m_, for_y_, for_m_ in parts:  # while a part is in cache, both products
-            torch.mul(grad_, m_, out=for_y_)
-            product = grad_ * y_
-            torch.sum(product, over, keepdim=True, out=for_m_) if over else for_m_.copy_(product)
-        return for_y, torch.where(m > 0, for_m / m, 0) if ctx.in_place else for_m, None

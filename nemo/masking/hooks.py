@@ -117,8 +117,8 @@ def _on_norm(norm: nn.Module, act: Act, unread: Unread) -> list[Any]:
     if isinstance(inner, nn.Module):
         # timm's BatchNormAct2d applies its activation itself: the mask goes in between
         handles.append(inner.register_forward_pre_hook(lambda m, args: leave(args[0])))
-    else:
-        handles.append(norm.register_forward_hook(lambda m, args, output: leave(output)))
+    # also where the activation is not called as a module
+    handles.append(norm.register_forward_hook(lambda m, args, output: leave(output)))
     return handles
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -29,7 +30,8 @@ def signature(model: nn.Module, example: Any, output: str | int | None = None) -
     """How `model` is called with batches like `example`, seen by running it in eval mode.
 
     Args:
-        output: see `Signature`; a single tensor need not be named.
+        output: see `Signature`; a single tensor need not be named, unless in train mode there are
+            others beside it.
 
     Raises:
         ValueError: an example of another kind; a model that returns no tensor, or several and
@@ -42,6 +44,9 @@ def signature(model: nn.Module, example: Any, output: str | int | None = None) -
         own = tree_map(torch.clone, moved(example, reference))  # which the model may write into
         returned, ranges = _watched(model, own, tensors)
         inputs = zip(names, tensors, ranges, strict=True)
+        if isinstance(returned, Tensor) and output is not None:  # auxiliary heads, in train mode
+            _key_of(_in_training(model, moved(example, reference)), output)
+            output = None
         key = _key_of(returned, output)
         takes = Signature(tuple(_input(*item) for item in inputs), named, key)
         _check_rows(model, takes, reference)
@@ -97,6 +102,11 @@ def _watched(model: nn.Module, batch: Any, tensors: Sequence[Tensor]) -> tuple[A
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _in_training(model: nn.Module, example: Any) -> Any:
+    """What a copy in train mode returns for twice the example; a BatchNorm needs two samples."""
+    return call(copy.deepcopy(model).train(), tree_map(lambda x: torch.cat([x, x]), example))
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

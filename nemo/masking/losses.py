@@ -108,9 +108,19 @@ def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
 def _check(masks: Mapping[str, Tensor], labels: Tensor) -> None:
     if not masks:
         raise ValueError("masks is empty: expected {layer: (B, N_l)} with at least one layer")
+    check_labels(labels)
     for layer, mask in masks.items():
         if mask.ndim != 2 or len(mask) != len(labels):
             raise ValueError(
                 f"masks[{layer!r}] has shape {tuple(mask.shape)}: expected ({len(labels)}, N_l), "
                 "one row per label"
             )
+
+
+def check_labels(labels: Tensor) -> None:
+    """Raises ValueError unless labels are (B,) integers: others would broadcast to something."""
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; accepted: "
+            "(B,) integers, one class per sample"
+        )

@@ -1,13 +1,12 @@
-"""What running a model shows of its layers: their order, their samples, the classifier (ours).
+"""What running a model shows of its layers: their order, and where their samples are (ours).
 
 Names say nothing certain about a layer. So two random samples are run, then each of them is
-replaced by another: the rows of a layer's input that change are the sample's. A gradient shows
-which layers put out the logits.
+replaced by another: the rows of a layer's input that change are the sample's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,59 +119,6 @@ def _outside(changed: Tensor, dim: int, fold: str, sample: int) -> bool:
     return bool(others.any())
 
 
-def classifiers(model: nn.Module, takes: Signature, widths: Collection[int]) -> set[Any]:
-    """The (name, part) of layers whose output channel c reaches the logit c and no other.
-
-    The gradient of a weighted sum of logits is then that weight times something, for any weights.
-    A softmax after the logits, or its logarithm, is seen through.
-
-    Args:
-        widths: sizes of the dimensions of the logits, but the first.
-    """
-    added: dict[tuple[str, str | None], tuple[int, Tensor]] = {}
-
-    def seen(call: Call, x: Tensor | None, y: Tensor) -> Tensor | None:
-        if call.width not in widths:
-            return None
-        zero = torch.zeros_like(y, requires_grad=True)
-        added[call.name, call.part] = (call.channels, zero)
-        return y + zero
-
-    with _watched(model, seen, lambda name, x: None), _frozen(model), torch.enable_grad():
-        logits = takes.run(model, samples(model, takes, 0))
-        found: set[Any] = set()
-        for axis in range(1, logits.ndim if logits.requires_grad else 0):
-            fits = {k: v for k, v in added.items() if v[1].shape[v[0]] == logits.shape[axis]}
-            found |= _own(logits, axis, fits) if fits else set()
-    return found
-
-
-def _own(logits: Tensor, axis: int, added: dict[Any, tuple[int, Tensor]]) -> set[Any]:
-    count = logits.shape[axis]
-    weights = 1 + torch.rand(2, count, generator=torch.Generator().manual_seed(0))
-    weights[:, ::2] *= -1
-    total = logits.detach().exp().sum(axis)
-    if bool((total - 1).abs().max() < 1e-3):  # a logarithm of softmax: one amount is taken off all
-        weights -= weights.mean(1, keepdim=True)
-    elif bool((logits.detach().sum(axis) - 1).abs().max() < 1e-3) and bool((logits > 0).all()):
-        return _own(logits.log(), axis, added)
-    weights = weights.to(logits)
-    sums = [(logits.movedim(axis, -1) * w).sum() for w in weights]
-    zeros = [zero for _, zero in added.values()]
-    grads = [torch.autograd.grad(s, zeros, retain_graph=True, allow_unused=True) for s in sums]
-    found = set()
-    for (key, (channels, _)), one, other in zip(added.items(), *grads, strict=True):
-        if one is None or other is None:
-            continue
-        crossed = [
-            g.movedim(channels, -1) * w for g, w in zip((one, other), weights.flip(0), strict=True)
-        ]
-        size = crossed[0].abs().max()
-        if size > 0 and (crossed[0] - crossed[1]).abs().max() <= 1e-3 * size:
-            found.add(key)
-    return found
-
-
 def samples(model: nn.Module, takes: Signature, seed: int) -> tuple[Tensor, ...]:
     """Two random samples, of the model's type and on its device."""
     drawn: tuple[Tensor, ...] = moved(takes.draw(2, seed), next(model.parameters()))
@@ -195,7 +141,7 @@ def _run(model: nn.Module, takes: Signature, batch: Sequence[Tensor]) -> tuple[l
         alive.append(x)
         readers.setdefault(id(x), []).append(name)
 
-    with _watched(model, seen, read), torch.no_grad():
+    with watched(model, seen, read), torch.no_grad():
         logits = takes.run(model, [x.clone() for x in batch])  # it may write into its input
     return calls, logits
 
@@ -206,7 +152,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
+def watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
     """In eval mode; every layer's call and every BatchNorm's input is shown to these functions."""
     running: list[nn.Module] = []
 
@@ -248,16 +194,3 @@ def _watched(model: nn.Module, seen: Seen, read: Read) -> Iterator[None]:
         torch.manual_seed(0)
         stack.enter_context(FunctionalLinears(modules, around))
         yield
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Without gradients of parameters, to which a computed weight would stay attached."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad = False
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad = True

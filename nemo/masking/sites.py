@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nemo.masking.classifier import classifiers
 from nemo.masking.inspection import signature
-from nemo.masking.probe import Call, classifiers, is_layer, is_transposed, layout, probe
+from nemo.masking.probe import Call, is_layer, is_transposed, layout, probe
 from nemo.signature import Signature
 from nemo.signature import call as called_with
 
@@ -90,7 +91,7 @@ def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
     if not isinstance(example, Signature):
         example = signature(model, example_input(model) if example is None else example)
     calls, logits = probe(model, example)
-    heads = classifiers(model, example, logits.shape[1:])
+    heads = classifiers(model, example)
     counts = Counter((call.name, call.part) for call in calls)
     whole = {call.name for call in calls if call.part is None}
     calls = [call for call in calls if call.part is None or call.name not in whole]

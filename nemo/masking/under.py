@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from nemo.masking.hooks import acting
-from nemo.masking.sites import UNCALLED, Site
+from nemo.masking.sites import CLASSIFIER, UNCALLED, Site
 from nemo.signature import Signature
+from nemo.tracing import Reading, export
 
 Masks = Mapping[str, Tensor]
 
@@ -65,21 +66,26 @@ class Under(nn.Module):
         return copy.deepcopy(self, memo).cpu().double().eval().requires_grad_(False)
 
 
-def check_double(model: nn.Module, takes: Signature) -> None:
-    """Modules are proved in float64; what does not run in it is told before a training.
+def check_early(model: nn.Module, takes: Signature) -> None:
+    """Refuse before a training what cannot be proved or cut after it.
+
+    A graph takes seconds. So it is made only of a model that takes numbers out of its tensors.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the model does not run in float64, or see `nemo.tracing.export`.
     """
+    double = Under(model, [], {}).in_double()
     try:
-        with torch.no_grad():
-            takes.run(Under(model, [], {}).in_double(), takes.draw(1, 0))
+        with torch.no_grad(), Reading() as reading:
+            takes.run(double, takes.draw(1, 0))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the model does not run in float64, in which modules are proved: {reason}; accepted: "
-            "x.to(weight.dtype) instead of x.float()"
+            "x.to(weight.dtype) instead of x.float(), and torch.eye(n, dtype=x.dtype)"
         ) from error
+    if reading.found:
+        export(double.model, takes, takes.draw(2, 0))
 
 
 def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
@@ -94,6 +100,11 @@ def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
             raise ValueError(f"masks: no layer called {name!r}; the model has: {known}")
         if site.skip == UNCALLED:
             raise ValueError(f"masks[{name!r}]: this layer cannot be masked: it is {UNCALLED}")
+        if site.skip == CLASSIFIER:
+            raise ValueError(
+                f"masks[{name!r}]: this layer is the classifier, and without a neuron it lacks a "
+                "logit; accepted: classes=[...] of decompose, which selects logits"
+            )
         if not isinstance(mask, Tensor) or not (
             mask.dtype == torch.bool or mask.is_floating_point()
         ):

@@ -274,7 +274,6 @@ CASES = st.builds(
 def test_random_networks_decompose_exactly(case: Case) -> None:
     model = case.build().double()
     masks = random_masks(model, case.keep, case.seed, every=True)
-    masks.pop("head")
     module = decompose(model, masks, case.classes)
     images = torch.randn(3, 3, 9, 9, generator=torch.Generator().manual_seed(1)).double()
     expected = masked_logits(model, masks, images)

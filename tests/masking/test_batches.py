@@ -187,20 +187,22 @@ def test_where_samples_cannot_be_told_apart_a_layer_is_skipped_with_the_reason()
 class Partition(nn.Module):
     """Windows of 2 x 2 pixels, as many as fit."""
 
-    def __init__(self):
+    def __init__(self, count=lambda x: x.shape[0]):
         super().__init__()
         self.stem, self.a, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.count = count
 
     def forward(self, x):
-        count = len(x)
+        count = self.count(x)
         x = self.stem(x).unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(0, 2, 4, 3, 5, 1)
         return self.head(self.a(x.reshape(-1, 4, 8)).relu().view(count, -1, 8).mean(1))
 
 
 def test_a_batch_that_is_traced_as_a_constant_is_one_clear_line():
-    modular = nemo.modularize(Partition(), torch.zeros(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"^the model cannot be traced: .* as len\(x\) does"):
-        nemo.decompose(modular, {"a": torch.arange(8) > 3})
+    images = torch.zeros(2, 3, 4, 4)
+    for refused in (nemo.modularize, lambda model, x: nemo.decompose(model, {}, example=x)):
+        with pytest.raises(ValueError, match=r"^the model cannot be traced: .* as len\(x\) does"):
+            refused(Partition(len), images)
 
 
 def test_an_image_of_another_size_that_changes_the_folding_is_refused():

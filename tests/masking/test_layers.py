@@ -142,6 +142,26 @@ HEADS = {
     "logits in a dict": (nn.Conv2d(8, 4, 1), lambda x: {"logits": x.mean((2, 3))}, "head"),
     "scaled": (nn.Sequential(nn.Conv2d(8, 4, 8), nn.Flatten()), lambda x: 3 * x, "head.0"),
     "two classes": (nn.Conv2d(8, 2, 1), lambda x: x.mean((2, 3)).log_softmax(1), "head"),
+    "one logit, squeezed": (nn.Conv2d(8, 1, 8), lambda x: x.flatten(), "head"),
+    "one logit and its opposite": (
+        nn.Conv2d(8, 1, 8),
+        lambda x: torch.cat([x, -x], 1).flatten(1),
+        "head",
+    ),
+    "a logit for each row": (nn.Conv2d(8, 1, (1, 8)), lambda x: x.squeeze(1).squeeze(-1), "head"),
+    "anchors": (nn.Conv2d(8, 12, 8), lambda x: x.view(len(x), 3, 4), "head"),
+    "anchors, a softmax for each": (
+        nn.Conv2d(8, 12, 8),
+        lambda x: x.view(-1, 3, 4).softmax(2),
+        "head",
+    ),
+    "but the background": (nn.Conv2d(8, 5, 8), lambda x: x.flatten(1)[:, 1:], "head"),
+    "upsampled": (
+        nn.Conv2d(8, 4, 1, 2),
+        lambda x: F.interpolate(x, size=8, mode="bilinear"),
+        "head",
+    ),
+    "softmax of three": (nn.Conv2d(8, 3, 8), lambda x: x.flatten(1).softmax(1), "head"),
 }
 
 
@@ -154,6 +174,35 @@ def test_the_classifier_is_found_by_what_it_does(name):
     assert {k for k, site in sites.items() if site.skip == CLASSIFIER} == {layer}
     assert sites["body"].skip is None
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+class Several(nn.Module):
+    """Heads beside each other, of one vector or of several."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.body, self.hidden = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 3) for _ in range(2)])
+        self.join = join
+
+    def forward(self, x):
+        x = torch.tanh(self.hidden(torch.tanh(self.body(x))))
+        return self.join([head(x) for head in self.heads])
+
+
+@pytest.mark.parametrize("join", [
+    lambda heads: torch.cat(heads, 1), torch.stack, lambda heads: heads[0] + 2 * heads[1],
+    lambda heads: torch.stack(heads, -1), lambda heads: torch.cat(heads, 1).log_softmax(1),
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_each_of_several_heads_is_a_classifier_in_any_precision(join, dtype):
+    torch.manual_seed(0)
+    batch_first = join if join is not torch.stack else lambda heads: torch.stack(heads, 1)
+    model = Several(batch_first).to(dtype)
+    sites = find_sites(model, torch.randn(2, 6))
+    assert {site.layer for site in sites if site.skip == CLASSIFIER} == {"heads.0", "heads.1"}
+    assert [site.layer for site in sites if site.skip is None] == ["hidden"]
+    assert next(model.parameters()).dtype == dtype
 
 
 def test_a_layer_as_wide_as_the_logits_is_no_classifier():

@@ -60,6 +60,7 @@ def test_a_mask_acts_after_the_norm_also_where_backward_hooks_wrap_what_it_reads
     [
         ("conv9", torch.ones(4), "no layer called 'conv9'; the model has: conv, fc, spare, stem"),
         ("spare", torch.ones(2), "cannot be masked: it is not called as a module in forward"),
+        ("fc", torch.ones(3), "is the classifier, .*; accepted: classes=.* of decompose"),
         ("conv", [1, 1, 1, 1], "must be a bool tensor, got list"),
         ("conv", torch.ones(3), r"must have shape \(B, 4\) or \(4,\), got \(3,\)"),
     ],
@@ -68,6 +69,16 @@ def test_masks_that_do_not_fit_are_one_clear_error(layer, mask, message):
     modular = nemo.modularize(Tiny())
     with pytest.raises(ValueError, match=message):
         modular.under({layer: mask})
+
+
+def test_a_first_convolution_may_be_masked_by_name():
+    modular = nemo.modularize(Tiny().eval())
+    images, mask = torch.randn(2, 3, 8, 8), torch.tensor([True, False, True, False])
+    masked, module = modular.under({"stem": mask}), nemo.decompose(modular, {"stem": mask})
+    modular.model.stem.weight.data[~mask], modular.model.stem.bias.data[~mask] = 0, 0
+    expected = modular.model(images)
+    for one in (masked, module):
+        torch.testing.assert_close(one(images), expected)
 
 
 def test_a_models_state_and_the_example_stay_as_they_were():

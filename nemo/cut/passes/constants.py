@@ -31,6 +31,8 @@ def fold_constants(traced: Traced) -> None:
         elif node.target is aten.embedding.default and node in values:  # of places, say
             path = traced.paths.get(arg(node, 0))
             node.replace_all_uses_with(traced.constant(f"{node.name}_folded", values[node], path))
+        elif node.target is aten.reshape.default and arg(node, 0) in traced.paths:
+            _fold_reshaped(traced, node)
     for node in traced.calls():
         if node.target is aten.mul.Tensor and arg(node, 1) in traced.constants:
             _fold_mask(traced, node)
@@ -45,6 +47,15 @@ def _fold_parameters(traced: Traced, layer: fx.Node, values: dict[fx.Node, Any])
             path = f"{module_path(layer)}.{kind}"
             new = traced.constant(f"{old.name}_folded", values[old], path)
             layer.update_arg(position, new)
+
+
+def _fold_reshaped(traced: Traced, node: fx.Node) -> None:
+    """A parameter in another shape, such as the slopes of a PReLU, stays trainable."""
+    if all(user.target not in LAYERS for user in node.users):
+        held = arg(node, 0)
+        value = traced.constants[held].reshape(node.meta["dims"])
+        new = traced.constant(f"{node.name}_folded", value, traced.paths[held])
+        node.replace_all_uses_with(new)
 
 
 def _fold_mask(traced: Traced, node: fx.Node) -> None:

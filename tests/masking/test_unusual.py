@@ -1,0 +1,245 @@
+"""Layers that are left out or have their own activation, heads of training, and odd inputs.
+
+What is right is computed by hand, with the masks written into the formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nemo
+from tests.cut.helpers import randomise
+
+IMAGES = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 1])
+
+
+class Net(nn.Module):
+    """Two convolutions and a classifier; `after` is applied to the second one's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def after(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.after(self.conv(torch.relu(self.stem(x)))).mean((2, 3)))
+
+
+def step(modular: nemo.masking.generators.Modular, *inputs: Tensor) -> Tensor:
+    """The logits of one training step."""
+    logits, masks = modular.train()(*inputs)
+    (F.cross_entropy(logits, LABELS) + nemo.contrastive_loss(masks, LABELS, 0.2)).backward()
+    return logits
+
+
+def made(net: nn.Module, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(net, seed).eval()
+
+
+MASK = torch.tensor([True, False, True, True, False, False, True, True])
+
+
+class Skipping(Net):
+    """Which leaves a layer out, where `skip` says so."""
+
+    skip = False
+
+    def after(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.fc((x if self.skip else x + self.conv(x)).mean((2, 3)))
+
+
+def test_a_layer_that_is_left_out_of_a_step_has_no_neuron_on():
+    net = made(Skipping())
+    modular = nemo.modularize(net, IMAGES)
+    net.skip = True
+    logits, masks = modular.train()(IMAGES)
+    assert torch.equal(masks["conv"], torch.zeros(4, 8))
+    assert torch.equal(logits, net.fc(torch.relu(net.stem(IMAGES)).mean((2, 3))))
+    step(modular, IMAGES)
+    assert net.fc.weight.grad.any()
+    assert net.conv.weight.grad is None
+
+
+class Fused(nn.BatchNorm2d):
+    """A norm that has an activation, and does not call it as a module."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_norm_whose_activation_is_not_called_is_masked_too():
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Fused(8)
+
+        def after(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    net = made(Normed())
+    modular = nemo.modularize(net, IMAGES)
+    x = net.norm(net.conv(torch.relu(net.stem(IMAGES)))) * MASK.view(-1, 1, 1)
+    expected = net.fc(x.mean((2, 3)))
+    module = nemo.decompose(modular, {"conv": MASK})
+    for one in (modular.under({"conv": MASK}), module):
+        torch.testing.assert_close(one(IMAGES), expected)
+    assert module.report["rows_left"]["conv"] == int(MASK.sum())
+
+
+class Auxiliary(Net):
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return {"logits": logits, "auxiliary": 2 * logits} if self.training else logits
+
+
+def test_one_of_the_outputs_of_train_mode_may_be_named():
+    net = made(Auxiliary())
+    modular = nemo.modularize(net, IMAGES, output="logits")
+    torch.testing.assert_close(modular.eval()(IMAGES)[0], step(modular, IMAGES))
+    assert modular.takes.plain, "its module is that of a model that returns a tensor"
+    with pytest.raises(ValueError, match=r"'x': the model returns no such .*: 'logits', 'aux"):
+        nemo.modularize(net, IMAGES, output="x")
+    with pytest.raises(ValueError, match="output='logits': the model returns one tensor; leave it"):
+        nemo.modularize(made(Net()), IMAGES, output="logits")
+
+
+def test_slopes_of_a_prelu_stay_trainable(tmp_path: Path):
+    class Sloped(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.PReLU(8)
+
+        def after(self, x: Tensor) -> Tensor:
+            return self.act(x)
+
+    net = made(Sloped())
+    net.act.weight.data.uniform_(-1, 1)
+    module = nemo.decompose(net, {"conv": MASK}, example=IMAGES)
+    masked = net.conv(torch.relu(net.stem(IMAGES))) * MASK.view(-1, 1, 1)
+    expected = net.fc(F.prelu(masked, net.act.weight).mean((2, 3)))
+    nemo.save(module, tmp_path)
+    loaded = nemo.load(tmp_path)
+    torch.testing.assert_close(loaded(IMAGES), expected)
+    loaded(IMAGES).square().sum().backward()
+    slopes = [p for p in loaded.parameters() if p.shape == (int(MASK.sum()), 1, 1)]
+    assert len(slopes) == 1
+    assert bool(slopes[0].grad.all())
+
+
+class Bags(nn.Module):
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.bag, self.fc = nn.EmbeddingBag(20, 8, mode=mode), nn.Linear(8, 4)
+        self.first, self.hidden = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.fc(torch.tanh(self.hidden(torch.tanh(self.first(self.bag(ids))))))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings(mode: str, tmp_path: Path):
+    net = made(Bags(mode))
+    ids = torch.randint(0, 20, (4, 5), generator=torch.Generator().manual_seed(0))
+    module = nemo.decompose(net, {"first": MASK}, example=ids[:2])
+    nemo.save(module, tmp_path)
+    rows = net.bag.weight[ids]
+    bag = {"sum": rows.sum(1), "mean": rows.mean(1), "max": rows.amax(1)}[mode]
+    expected = net.fc(torch.tanh(net.hidden(torch.tanh(net.first(bag) * MASK))))
+    for one in (module, nemo.load(tmp_path)):
+        torch.testing.assert_close(one(ids), expected)
+
+
+def test_inputs_of_any_number(tmp_path: Path):
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, *parts: Tensor) -> Tensor:
+            return self.fc(torch.tanh(self.b(torch.tanh(self.a(torch.cat(parts, 1))))))
+
+    net, parts = made(Joined()), (torch.randn(4, 3), torch.randn(4, 5))
+    modular = nemo.modularize(net, parts)
+    step(modular, *parts)
+    nemo.save(nemo.decompose(modular, {"b": MASK}), tmp_path)
+    expected = net.fc(torch.tanh(net.b(torch.tanh(net.a(torch.cat(parts, 1)))) * MASK))
+    torch.testing.assert_close(nemo.load(tmp_path)(*parts), expected)
+
+
+def _item(x: Tensor) -> Tensor:
+    return x * (2 if x.sum().item() > 0 else 3)
+
+
+def _branch(x: Tensor) -> Tensor:
+    return x if x.mean() > 0 else -x
+
+
+def _numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(x.detach().numpy())
+
+
+def _eye(x: Tensor) -> Tensor:
+    return torch.einsum("ab,bchw->achw", torch.eye(len(x), dtype=x.dtype), x)
+
+
+@pytest.mark.parametrize(("after", "message"), [
+    (_item, r"Could not guard on .* \(test_unusual.py:\d+\); accepted: .* torch.where in place"),
+    (_branch, r"Could not guard on .* \(test_unusual.py:\d+\); accepted: .* torch.where in place"),
+    (_numpy, r"\.numpy\(\) is not supported .* \(test_unusual.py:\d+\); accepted: "),
+    (_eye, r"it takes the batch size for a constant, as len\(x\) does; accepted: x.shape\[0\]$"),
+])  # fmt: skip
+def test_what_no_graph_can_say_is_one_line_in_modularize(
+    after: Callable[[Tensor], Tensor], message: str, capfd: pytest.CaptureFixture[str]
+):
+    net = made(Net())
+    net.after = after
+    with pytest.raises(ValueError, match=f"^the model cannot be traced: {message}") as caught:
+        nemo.modularize(net, IMAGES)
+    assert "\n" not in str(caught.value)
+    assert "def forward" not in capfd.readouterr().err
+
+
+def test_a_model_that_reads_the_length_of_what_is_fixed_is_traced():
+    net = made(Net())
+    net.after = lambda x: x * len(net.fc.weight)
+    module = nemo.decompose(nemo.modularize(net, IMAGES), {"conv": MASK})
+    masked = net.conv(torch.relu(net.stem(IMAGES))) * MASK.view(-1, 1, 1)
+    torch.testing.assert_close(module(IMAGES), net.fc((4 * masked).mean((2, 3))))
+
+
+@pytest.mark.parametrize("labels", [LABELS[:, None], LABELS.float(), F.one_hot(LABELS)])
+def test_labels_that_would_broadcast_are_refused(labels: Tensor):
+    masks = {"conv": torch.rand(4, 8)}
+    with pytest.raises(ValueError, match=r"labels have shape .* and type .*; accepted: \(B,\) int"):
+        nemo.contrastive_loss(masks, labels, 0.2)
+    modular = nemo.modularize(made(Net()), IMAGES)
+    with pytest.raises(ValueError, match=r"labels have shape .* and type .*; accepted: \(B,\) int"):
+        nemo.class_masks(modular, [(IMAGES, labels)], 0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_may_be_integers_of_any_type(dtype: torch.dtype):
+    modular = nemo.modularize(made(Net()), IMAGES)
+    one = nemo.class_masks(modular, [(IMAGES, LABELS.to(dtype))], 0.9)
+    other = nemo.class_masks(modular, [(IMAGES, LABELS)], 0.9)
+    assert all(torch.equal(one[layer], other[layer]) for layer in other)
