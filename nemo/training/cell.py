@@ -157,7 +157,8 @@ def _train(
     section = params.section(method.section)
     cut_pass = None
     if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
-        cut_pass = CutPass(section.cut, model.layers, len(data.classes), cell.seed, device)
+        epochs = params.train.epochs.of(family)
+        cut_pass = CutPass(section.cut, model.layers, len(data.classes), epochs, cell.seed, device)
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     history = fit(
         model,

@@ -9,7 +9,8 @@ model under the mask that a cut for S would give now:
 
 f_c is the frequency of class c's bits, a running average over the batches in which c occurs. u_S is
 a constant of the step: what it costs teaches the weights, not the generators. BatchNorm uses the
-statistics of these images and leaves its running ones alone.
+statistics of these images and leaves its running ones alone. It runs in the last epochs only: a
+network that still learns its task loses by it, and a few epochs are enough.
 
 Shapes: B images of the whole batch, b of this process, C classes, K neurons of all layers.
 """
@@ -38,6 +39,7 @@ class CutPass:
 
     Args:
         layers: {masked layer: N_l}, of the modular model.
+        epochs: of the whole training.
         seed: the subsets are a function of it, the epoch and the step.
     """
 
@@ -46,14 +48,16 @@ class CutPass:
         params: CutPassParams,
         layers: Mapping[str, int],
         classes: int,
+        epochs: int,
         seed: int,
         device: torch.device,
     ) -> None:
         self.params = params
+        self.first = 0 if params.last is None else epochs - max(1, round(params.last * epochs))
         self.layers = dict(layers)
         self.seed = seed
         self.epoch = self.step = 0
-        self.active = params.after == 0
+        self.active = params.after == self.first == 0
         # masks start almost fully on
         self.frequency = torch.ones(classes, sum(layers.values()), device=device)
 
@@ -61,7 +65,7 @@ class CutPass:
         """Prepare for an epoch, the first being 0, `learning` epochs after the task loss has left
         chance."""
         self.epoch, self.step = epoch, 0
-        self.active = learning >= self.params.after
+        self.active = learning >= self.params.after and epoch >= self.first
 
     def state_dict(self) -> dict[str, Any]:
         return {"frequency": self.frequency}

@@ -36,8 +36,8 @@ def toy():
 
 
 def cut_pass(modular, classes=4, seed=0, **settings):
-    params = CutPassParams.model_validate({"after": 0, **settings})
-    return CutPass(params, modular.layers, classes, seed, CPU)
+    params = CutPassParams.model_validate({"after": 0, "last": None, **settings})
+    return CutPass(params, modular.layers, classes, 10, seed, CPU)
 
 
 def batch(count=12, classes=4):
@@ -110,6 +110,18 @@ def test_it_waits_for_the_task_loss_and_skips_steps(toy):
         cut.before_epoch(5, learning)
         losses = [cut(toy, images, labels).item() for _ in range(7)]
         assert [step for step, loss in enumerate(losses, 1) if loss] == runs
+
+
+def test_it_runs_in_the_last_epochs_only(toy):
+    images, labels = batch()
+    toy.train()
+    for last, first in ((0.3, 7), (0.01, 9), (1.0, 0), (None, 0)):
+        cut = cut_pass(toy, last=last)
+        ran = []
+        for epoch in range(10):
+            cut.before_epoch(epoch, epoch)
+            ran += [epoch] * bool(cut(toy, images, labels))
+        assert ran == list(range(first, 10))
 
 
 def nemo_task(network, **settings):

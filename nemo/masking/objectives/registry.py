@@ -24,7 +24,8 @@ class CutPassParams(Strict):
 
     weight: Positive = 1.0
     every: Count = 1  # steps
-    after: Whole = 3  # epochs without it
+    after: Whole = 3  # epochs without it, once the task loss has left chance
+    last: Share | None = 0.3  # of all epochs, in which alone it runs; None: no such limit
     # of the subsets; all classes together are always one more
     sizes: list[Annotated[int, Field(ge=2, strict=True)]] = Field(default_factory=lambda: [2, 3, 5])
     rate: Share = 0.05  # at which frequencies follow the batches
