@@ -56,7 +56,7 @@ def project(tmp_path_factory):
     assert VARIANTS in text
     (root / "params.yaml").write_text(text)
     (root / "mine.py").write_text('"""A file of the user\'s own."""\nX = 1\n')
-    for name in ("nemo", "stages", "plugins"):
+    for name in ("nemo", "stages", "plugins", "subsets"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
