@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -129,6 +130,11 @@ class Params(Strict):
             check_subset_name(name)
             check_subset_text(text)
         return subsets
+
+    @field_serializer("subsets")
+    def _as_written(self, subsets: dict[str, str]) -> list[str] | dict[str, str]:
+        plain = all(name == text for name, text in subsets.items())
+        return list(subsets) if plain else subsets
 
     def text_of(self, subset: str) -> str:
         """The classes of a subset as text: of a name in `subsets`, or of itself."""
