@@ -2,17 +2,20 @@
 
 import copy
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from PIL import Image
 
+from nemo.cells import cells
 from nemo.cli.main import cli
 from nemo.config import check_params, load_params
 from nemo.fields import ParamsError
-from nemo.recipe import plan, recipe
+from nemo.recipe import recipe
 from tests.test_config import DEFAULT
 
 CLASSES, IMAGES = 200, 4
@@ -80,6 +83,97 @@ def test_tables_name_subsets_and_captions_say_what_they_are(project):
     assert max(len(line) for line in text.splitlines() if line.startswith("|")) < 250
     assert "ten: random:10@3 (10 classes)" in text
     assert "few: file:subsets/few.txt (2 classes)" in text
-    assert f"fifty: {NAMES[0]}+{NAMES[4]}+{NAMES[8]}+...+{NAMES[196]}"[:57] in text
-    assert "(50 classes)" in text
+    assert f"fifty: {FIFTY[:57]}... (50 classes)" in text
     assert NAMES[100] not in text
+
+
+def test_no_labels_of_figures_overlap(project, monkeypatch):
+    drawn = []
+
+    def checked(figure, path, **how):
+        save(figure, path, **how)
+        for axis in (one for panel in figure.axes for one in (panel.xaxis, panel.yaxis)):
+            texts = [text for text in axis.get_ticklabels() if text.get_text()]
+            boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+            for first, second in pairwise(boxes):
+                assert not first.overlaps(second), (path, texts)
+            drawn.append(len(boxes))
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", checked)
+    done = call("report")
+    assert done.exit_code == 0, done.output
+    assert max(drawn) == 40  # of the 200 classes
+
+
+def test_lines_of_a_file_decide_its_subset_and_no_training(project):
+    params = load_params(project / "params.yaml")
+    cell = next(cell for cell in cells(params) if cell.method == "nemo")
+    stages = ("train", "masks", "decompose", "finetune", "evaluate")
+    before = [recipe(params, cell, stage) for stage in stages]
+    file = project / "subsets/few.txt"
+    text = file.read_text()
+    file.write_text(f"{NAMES[7]}\n{NAMES[5]}\n")
+    try:
+        after = [recipe(params, cell, stage) for stage in stages]
+        changed = [s for s, one, two in zip(stages, before, after, strict=True) if one != two]
+        assert changed == ["decompose", "evaluate"]  # a module that changes is fine-tuned again
+        assert after[2]["settings"]["subsets"]["few"] == [NAMES[7], NAMES[5]]
+        assert "the classes of 'few' are others now" in call("report").output
+        again = call("run", "--dataset", "many", "--model", "resnet18")
+        assert again.exit_code == 0, again.output
+        made = [line for line in again.output.splitlines() if not line.startswith("results of")]
+        assert [line.split("nemo-0")[1].removesuffix(".json") for line in made] == [
+            "/modules/few", "/finetuned/few", ""
+        ]  # fmt: skip
+    finally:
+        file.write_text(text)
+
+
+def test_params_without_names_have_the_recipes_they_had():
+    params = check_params(copy.deepcopy(DEFAULT))
+    cell = next(cell for cell in cells(params) if cell.method == "nemo")
+    assert params.model_dump()["subsets"] == DEFAULT["subsets"]
+    assert recipe(params, cell, "evaluate")["settings"]["subsets"] == DEFAULT["subsets"]
+    assert "subsets" not in recipe(params, cell, "decompose")["settings"]
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        ({"few": "file:subsets/none.txt"}, "subsets: 'file:subsets/none.txt': No such file"),
+        ({"few": "file:subsets"}, "subsets: 'file:subsets': Is a directory"),
+        ({"a/b": "0-4"}, "subsets: 'a/b' is no name of a subset, for its '/'"),
+        (["random:10@3"], "subsets: 'random:10@3' is no name of a subset, for its '@'; .* a name"),
+        ([FIFTY], r"is no name of a subset; accepted: .*\{ten: random:10@3\}"),
+        (["0-4", "0-4"], "subsets: .* names something twice"),
+        ({}, "subsets: dictionary should have at least 1 item"),
+    ],
+)
+def test_subsets_that_no_stage_could_have_are_refused(tmp_path, monkeypatch, subsets, message):
+    (tmp_path / "subsets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError, match=message) as raised:
+        check_params({**copy.deepcopy(DEFAULT), "subsets": subsets})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        ({"ten": "random:11@3"}, "subset 'random:11@3': accepted: random:1@3 to random:10@3"),
+        ({"few": "file:few.txt"}, "subsets.few: 'file:few.txt'; accepted: files in subsets/"),
+        ({"few": "file:subsets/few.txt"}, "'kind of thing 007' is no class"),
+        ({"a": "random:10@3", "b": "0-9"}, "'a' and 'b' are the same classes"),
+    ],
+)
+def test_the_plan_refuses_subsets_that_do_not_fit(monkeypatch, tmp_path, subsets, message):
+    (tmp_path / "few.txt").write_text("1\n2\n")
+    (tmp_path / "subsets").mkdir()
+    (tmp_path / "subsets/few.txt").write_text(NAMES[7])
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**DEFAULT, "subsets": subsets}))
+    monkeypatch.chdir(tmp_path)
+    done = call("plan")
+    assert (done.exit_code, message in done.output) == (1, True), done.output
+    assert len(done.output.splitlines()) == 1
+    assert not (tmp_path / "plan").exists()

@@ -33,7 +33,7 @@ def short(subset: str) -> str:
         return subset
     parts = subset.split("+")
     named = "+".join([*parts[:3], "...", parts[-1]]) if len(parts) > 4 else subset
-    return named if len(named) <= 60 else f"{named[:57]}..."
+    return named if len(named) <= 60 else f"{subset[:57]}..."
 
 
 def _named(results: Results, dataset: str) -> str:
