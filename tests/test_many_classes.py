@@ -94,7 +94,8 @@ def test_no_labels_of_figures_overlap(project, monkeypatch):
         save(figure, path, **how)
         for axis in (one for panel in figure.axes for one in (panel.xaxis, panel.yaxis)):
             texts = [text for text in axis.get_ticklabels() if text.get_text()]
-            boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+            # as saved: style.SETTINGS
+            boxes = [text.get_window_extent(dpi=150) for text in texts if text.get_visible()]
             for first, second in pairwise(boxes):
                 assert not first.overlaps(second), (path, texts)
             drawn.append(len(boxes))
