@@ -57,7 +57,7 @@ def make_project(root: Path, params: dict[str, object]) -> int:
     (root / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
         shutil.copy(ROOT / name, root / name)
-    for name in ("nemo", "stages", "plugins"):
+    for name in ("nemo", "stages", "plugins", "subsets"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run(["git", "init", "-q"], cwd=root, check=True)

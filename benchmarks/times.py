@@ -124,7 +124,7 @@ def operations(params: Params, cell: Cell, data: Prepared, layout: Layout) -> li
     masks = alone(_class_masks, raw, layout, cell, data)
     rows = [{"what": "class masks of 1,000 images", **masks}]
     for subset in params.subsets:
-        made = alone(_decompose, layout, cell, data, subset)
+        made = alone(_decompose, raw, layout, cell, data, subset)
         rows.append({"what": "decompose", "subset": subset, **made})
         made = alone(_finetuning, raw, layout, cell, data, subset)
         rows.append({"what": "fine-tuning step", "subset": subset, **made})
@@ -167,11 +167,11 @@ def _class_masks(raw: Row, layout: Layout, cell: Cell, data: Prepared) -> Row:
     return row | {"seconds": row["seconds"] / MASK_IMAGES * 1000}
 
 
-def _decompose(layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
+def _decompose(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     modular = load_cell(layout.train(cell))
     assert isinstance(modular, Modular)
     every = load_class_masks(layout.masks(cell), modular.layers, weights_sha256(layout.train(cell)))
-    masks = every.select(parse_subset(subset, data.classes))
+    masks = every.select(parse_subset(check_params(raw).text_of(subset), data.classes))
     small = build_model("resnet18", 10, 32, CnnShape(width=0.1))
     decompose(small, {})  # imports, and what torch sets up once
     return timed(lambda: decompose(modular, masks))

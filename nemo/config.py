@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     ValidationError,
     create_model,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -39,6 +40,7 @@ from nemo.sections import (
     ThresholdsParams,
     TrainParams,
     architectures,
+    check_subset_text,
     mask_params,
     method_sections,
 )
@@ -58,7 +60,7 @@ class Params(Strict):
     models: Annotated[list[str], Field(min_length=1)]
     methods: Annotated[list[MethodName], Field(min_length=1)]
     variants: dict[MethodName, dict[str, Any]] = Field(default_factory=dict)
-    subsets: Annotated[list[str], Field(min_length=1)]
+    subsets: Annotated[dict[str, str], Field(min_length=1)]  # {name: classes}
     seeds: Annotated[list[Whole], Field(min_length=1)]
     beside: list[Name] = Field(default_factory=list)
     data: dict[Name, DataSource]
@@ -112,22 +114,35 @@ class Params(Strict):
             check_model_name(name)
         return names
 
+    @field_validator("subsets", mode="before")
+    @classmethod
+    def _named_by_itself(cls, subsets: Any) -> Any:
+        if not isinstance(subsets, list) or not all(isinstance(one, str) for one in subsets):
+            return subsets
+        if len(set(subsets)) < len(subsets):
+            raise ValueError(f"{subsets} names something twice")
+        return {subset: subset for subset in subsets}
+
     @field_validator("subsets")
     @classmethod
-    def _subset_syntax(cls, subsets: list[str]) -> list[str]:
-        for subset in subsets:  # names folders and DVC's stages, in a shell's quotes
-            odd = re.search(r'^[\s.-]|\s$|[\x00-\x1f\x7f/\\"$`@|]', subset)
-            if not subset or odd or len(subset.encode()) > 150:
-                why = f", for its {odd[0]!r}" if odd else ""
-                raise ValueError(
-                    f"{subset!r} is no subset{why}; accepted: all, 0-4, 3+5, cat+dog, and for "
-                    "classes of other names their positions"
-                )
+    def _subset_syntax(cls, subsets: dict[str, str]) -> dict[str, str]:
+        for name, text in subsets.items():
+            check_subset_name(name)
+            check_subset_text(text)
         return subsets
+
+    @field_serializer("subsets")
+    def _as_written(self, subsets: dict[str, str]) -> list[str] | dict[str, str]:
+        plain = all(name == text for name, text in subsets.items())
+        return list(subsets) if plain else subsets
+
+    def text_of(self, subset: str) -> str:
+        """The classes of a subset as text: of a name in `subsets`, or of itself."""
+        return self.subsets.get(subset, subset)
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:
-        for key in ("datasets", "models", "methods", "subsets", "seeds"):
+        for key in ("datasets", "models", "methods", "seeds"):
             values = getattr(self, key)
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: {values} names something twice")
@@ -166,7 +181,18 @@ class Params(Strict):
                 raise ValueError(f"{section}: required by the method {method!r}, and missing")
         modular = [m for m in self.methods if self.base_of(m).modular]
         for extra in EXTRAS:
-            getattr(self, extra).check(extra, modular, self.subsets)
+            getattr(self, extra).check(extra, modular, list(self.subsets))
+
+
+def check_subset_name(name: str) -> None:
+    """Raise ParamsError unless folders and DVC's stages, in a shell's quotes, can have the name."""
+    odd = re.search(r'^[\s.-]|\s$|[\x00-\x1f\x7f/\\"$`@|]', name)
+    if not name or odd or len(name.encode()) > 150:
+        why = f", for its {odd[0]!r}" if odd else ""
+        raise ParamsError(
+            f"{name!r} is no name of a subset{why}; accepted: all, 0-4, 3+5, cat+dog; other "
+            "classes get a name, as in {ten: random:10@3}"
+        )
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -14,6 +14,7 @@ from typing import Any
 from nemo.alternatives import ALTERNATIVES
 from nemo.cells import Cell, cells
 from nemo.config import EXTRAS, Params
+from nemo.data.subsets import FILE, defined, names_in_file
 from nemo.fields import Family
 from nemo.fingerprint import APART, fingerprint
 from nemo.masking.objectives import Objective
@@ -79,7 +80,7 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
     if stage == "evaluate":
         more = {name: getattr(own, name).model_dump() for name in EXTRAS if _asks(own, name, cell)}
         # its file states all params, also one that changes no weight: sgd's momentum with adamw
-        values = {**settings(params, cell, family), "subsets": own.subsets, **more}
+        values = {**settings(params, cell, family), "subsets": defined(own.subsets), **more}
     elif not base.modular:
         return None
     elif stage == "masks":
@@ -88,6 +89,8 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
         values = flat({"decompose": own.decompose}, family)
         if own.decompose.recalibrate_bn:
             values["finetune.batch_size"] = own.finetune.batch_size
+        if isinstance(classes := defined(own.subsets), dict):  # else the folder's name says them
+            values["subsets"] = classes
     elif stage == "finetune":
         values = flat({"finetune": own.finetune}, family)
     elif _asks(own, stage, cell):
@@ -108,8 +111,9 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
     """
     section = getattr(params, extra)
     values: dict[str, Any] = {extra: section.model_dump(exclude={"of"})}
-    if extra in ("alternatives", "budgets", "gap"):
-        values["subsets"] = params.subsets
+    classes = defined(params.subsets)
+    if extra in ("alternatives", "budgets", "gap") or isinstance(classes, dict):
+        values["subsets"] = classes
     shape = params.architecture.of(cell.model)
     read = {"architecture": shape, "finetune": params.finetune}
     groups = {key: read[key] for key in READS.get(extra, ())}
@@ -123,6 +127,8 @@ def measuring(params: Params, cell: Cell, extra: str) -> Recipe:
 def preparation(params: Params, dataset: str) -> Recipe:
     """What decides the prepared images of a data set."""
     values = params.data[dataset].model_dump(exclude={"memory"}, exclude_none=True)
+    if values.get("classes", "").startswith(FILE):
+        values["classes"] = names_in_file(values["classes"])
     return {"settings": values, "code": fingerprint([f"{PACKAGE}pipeline.prepare"])}
 
 

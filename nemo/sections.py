@@ -35,6 +35,14 @@ from nemo.models.shapes import TimmShape
 SOURCES = ("digits", "cifar10", "cifar100", "svhn", "folder:PATH")
 
 
+def check_subset_text(text: str) -> None:
+    """Raise DataError where a subset is a file of names that cannot be read."""
+    if text.startswith("file:"):
+        from nemo.data.subsets import names_in_file  # numpy and PIL, for whom it concerns
+
+        names_in_file(text)
+
+
 class DataSource(Strict):
     """One data set: where it comes from, how it is split, and how training augments it."""
 
@@ -48,6 +56,13 @@ class DataSource(Strict):
     flip: bool = False
     crop: Whole = 0
     memory: Positive | None = None  # GB; more than that stays in its file and is read by the batch
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_syntax(cls, text: str | None) -> str | None:
+        if text is not None:
+            check_subset_text(text)
+        return text
 
     @field_validator("source")
     @classmethod

@@ -5,10 +5,11 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import defaults, kills, module_speed, same_bytes
+from benchmarks import defaults, kills, many_classes, module_speed, same_bytes
 from benchmarks.clones import changed, small_params
 from benchmarks.coverage import FIELDS, write
 from benchmarks.coverage import measure as measure_coverage
+from benchmarks.measuring import alone
 from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
 from nemo.config import check_params
@@ -76,6 +77,17 @@ def test_the_kills_benchmark_wants_the_same_lock_and_files_and_no_epoch_twice():
     small = check_params(small_params(), "small")
     assert small.profile == "small"
     assert {"nemo"} == {*small.alternatives.of, *small.gap.of}, "stages beside the seven, too"
+
+
+@pytest.mark.parametrize(
+    ("what", "seconds", "mebibytes"),
+    [("class masks", 3, 1024), ("coupling matrix", 3, 256), (many_classes.LOSS, 0.8, 256)],
+)
+def test_a_thousand_classes_cost_what_is_stated(what, seconds, mebibytes):
+    (case,) = (case for case in many_classes.CASES if case[0] == what)
+    row = alone(many_classes.measure, *case[:3], case[3][-1])
+    assert row["MiB"] <= mebibytes
+    assert row["cpu seconds"] <= 4 * seconds  # of all threads, which a busy machine slows down
 
 
 def test_params_of_a_clone_are_changed_as_dvc_would(tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -84,9 +85,12 @@ def test_the_files_agree_with_each_other(project, model, method):
         assert module.classes == row["classes"]
         assert row["parameters"] == sum(p.numel() for p in module.parameters())
         assert 0 <= row["certificate"] <= 1e-9
-        masks = load_file(cell / "masks/masks.safetensors")
-        kept = sum(mask[row["classes"]].any(0).sum().item() for mask in masks.values())
-        total = sum(mask.shape[1] for mask in masks.values())
+        masks = load_file(cell / "masks/masks.safetensors")  # eight neurons to a byte
+        unions = [np.bitwise_or.reduce(mask[row["classes"]].numpy()) for mask in masks.values()]
+        kept = sum(int(byte).bit_count() for union in unions for byte in union)
+        about = json.loads((cell / "masks/metrics.json").read_text())["layers"]
+        total = sum(layer["neurons"] for layer in about)
+        assert sum(map(len, unions)) == sum(-(-layer["neurons"] // 8) for layer in about)
         assert row["nrr"] == pytest.approx(kept / total, rel=1e-5)
         tuned = nemo.load(cell / "finetuned" / row["subset"])
         assert set(tuned.info["finetuned"]) >= {"best_epoch", "val_accuracy"}

@@ -30,7 +30,8 @@ BASICS = EDGE | CALLS | {
     "nemo.provenance", "nemo.recipe", "nemo.results", "nemo.trained",
 }  # fmt: skip
 READING = EDGE | {
-    "nemo.alternatives", "nemo.files", "nemo.forms", "nemo.metrics", "nemo.models", "nemo.results",
+    "nemo.alternatives", "nemo.data.subsets", "nemo.files", "nemo.forms", "nemo.metrics",
+    "nemo.models", "nemo.results",
 }  # fmt: skip
 LAYERS = {
     "nemo.models": PARAMS,

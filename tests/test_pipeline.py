@@ -56,7 +56,7 @@ def project(tmp_path_factory):
     assert VARIANTS in text
     (root / "params.yaml").write_text(text)
     (root / "mine.py").write_text('"""A file of the user\'s own."""\nX = 1\n')
-    for name in ("nemo", "stages", "plugins"):
+    for name in ("nemo", "stages", "plugins", "subsets"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc/config", root / ".dvc/config")
@@ -175,6 +175,29 @@ def test_a_new_subset_reruns_no_training(project):
     assert cells("decompose", "mwt", "nemo", subset="2+3") <= stages
     assert not any(stage.startswith(("prepare", "train", "masks")) for stage in stages), out
     assert not any("0-4" in stage for stage in stages)
+
+
+def test_subsets_with_names_are_stages_and_folders_of_these_names(project):
+    new = "subsets: {'0+1': 0+1, ten: random:10@3, all: all, few: file:subsets/README.md}"
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("subsets: [0+1, 0-4, all]", new))
+    try:
+        outs = outputs(project)
+    finally:
+        (project / "params.yaml").write_text(text)
+    folder = "runs/digits/resnet18/nemo-0/modules"
+    for name in ("ten", "few", "0+1"):
+        assert outs[f"decompose@digits-resnet18-nemo-0-{name}"] == [f"{folder}/{name}"]
+
+
+def test_a_line_of_a_file_of_names_reruns_the_plan(project):
+    file = project / "subsets/README.md"
+    text = file.read_text()
+    file.write_text(text + "another line\n")
+    try:
+        assert "subsets" in dvc(project, "status", "plan")
+    finally:
+        file.write_text(text)
 
 
 def test_leaving_a_method_out_trains_nothing(project):

@@ -70,7 +70,7 @@ def first(tmp_path):
     (root / ".dvc").mkdir(parents=True)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
         shutil.copy(ROOT / name, root / name)
-    for name in ("nemo", "stages", "plugins"):
+    for name in ("nemo", "stages", "plugins", "subsets"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (root / "stages").glob("*.py"):
         if file.stem not in ("__init__", "common", "plan"):

@@ -47,7 +47,7 @@ def budgets(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[
             cannot be made of this model.
     """
     asked, standard = params.budgets, replace(cell, method=STANDARD)
-    subsets = asked.subsets or params.subsets
+    subsets = asked.subsets or list(params.subsets)
     flops = subsets if asked.flops_subsets is None else asked.flops_subsets
     files = [layout.train(cell) / WEIGHTS, layout.train(standard) / WEIGHTS]
     files += [layout.module(cell, subset) / modules.WEIGHTS for subset in subsets]

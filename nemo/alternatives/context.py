@@ -49,7 +49,7 @@ class Context:
     section: str = "alternatives"
 
     def classes(self) -> list[int]:
-        return parse_subset(self.subset, self.data.classes)
+        return parse_subset(self.params.text_of(self.subset), self.data.classes)
 
     def module(self) -> DecomposedModule:
         """The module as cut, on the CPU."""

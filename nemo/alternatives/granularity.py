@@ -53,7 +53,7 @@ def granularity(params: Params, cell: Cell, data: Prepared, layout: Layout) -> l
         return found
 
     def measure(threshold: float, subset: str) -> list[Row]:
-        classes = parse_subset(subset, data.classes)
+        classes = parse_subset(params.text_of(subset), data.classes)
         masks = masks_from_frequency(frequency(), threshold).select(classes)
         neurons = decompose(modular, masks)
         heads = _heads(modular, masks, attention, count_parameters(neurons))

@@ -41,7 +41,7 @@ def tuned(
         model: its logits are those of the subset's classes; it is fine-tuned in place.
         what: of the subset it is, for the progress bar.
     """
-    part = data.restrict(parse_subset(subset, data.classes))
+    part = data.restrict(parse_subset(params.text_of(subset), data.classes))
     device = resolve_device(params.device)
     test = Batches(part.splits["test"], data.mean, data.std, 256, device=device)
     heads = head_names(model, len(part.classes)) if params.finetune.head == "new" else []

@@ -73,7 +73,12 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
     help="timm/NAME, one of ours, such as vgg16, or your package.module:function.",
 )
 @data_option
-@click.option("--classes", default="all", show_default=True, help="all, 0-4, 3+5, cat+dog.")
+@click.option(
+    "--classes",
+    default="all",
+    show_default=True,
+    help="all, 0-4, 3+5, cat+dog, file:PATH, random:10@3.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="A new folder for the module.")
 @click.option("--pretrained", is_flag=True, help="Start from timm's weights, which it downloads.")
 @click.option(

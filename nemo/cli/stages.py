@@ -10,14 +10,16 @@ from typing import Any
 import click
 
 from nemo.cells import Cell, Layout
-from nemo.config import EXTRAS, Params, load_params
+from nemo.config import EXTRAS, Params, check_subset_name, load_params
 from nemo.fields import ParamsError
 
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
 _dataset = click.option("--dataset", required=True, help="A key of `data` in the params file.")
-_subset = click.option("--subset", required=True, help="Classes: all, 0-4, 3+5, cat+dog.")
+_subset = click.option(
+    "--subset", required=True, help="Classes: all, 0-4, 3+5, cat+dog, or a name."
+)
 
 
 def _cell(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,7 +94,7 @@ def masks(**names: Any) -> None:
 @_subset
 def decompose(subset: str, **names: Any) -> None:
     """Cut the module of a class subset out of a modular model, with its certificate."""
-    params, cell = _known(**names, modular=True)
+    params, cell = _known(**names, modular=True, subset=subset)
     from nemo.pipeline import decompose
 
     module = decompose.run(params, cell, subset, Layout())
@@ -108,13 +110,13 @@ def decompose(subset: str, **names: Any) -> None:
 @_subset
 def finetune(subset: str, **names: Any) -> None:
     """Fine-tune a module on the images of its classes; validation images choose the epoch."""
-    params, cell = _known(**names, modular=True)
+    params, cell = _known(**names, modular=True, subset=subset)
     from nemo.cli.launch import launch
     from nemo.data import parse_subset
     from nemo.pipeline import finetune
     from nemo.pipeline.inputs import class_names
 
-    parse_subset(subset, class_names(params, cell.dataset, Layout()))
+    parse_subset(params.text_of(subset), class_names(params, cell.dataset, Layout()))
     launch(params, "finetune", finetune.run, cell, subset, Layout())
     _say(f"fine-tuned module {subset} of", cell.name, Layout().finetuned(cell, subset))
 
@@ -185,7 +187,13 @@ def _checked(params_file: str, dataset: str) -> Params:
 
 
 def _known(
-    dataset: str, model: str, method: str, seed: int, params_file: str, modular: bool = False
+    dataset: str,
+    model: str,
+    method: str,
+    seed: int,
+    params_file: str,
+    modular: bool = False,
+    subset: str = "all",
 ) -> tuple[Params, Cell]:
     """The params and the cell, once the names given on the command line are known to be good."""
     from nemo.models.registry import check_model_name
@@ -195,6 +203,8 @@ def _known(
     base = params.base_of(method)
     if modular and not base.modular:
         raise ParamsError(f"--method: {method!r} has no masks and no modules")
+    if subset not in params.subsets:
+        check_subset_name(subset)
     return params, Cell(dataset, model, method, seed)
 
 

@@ -53,7 +53,7 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         metrics["dead_layers"] = sum(bool(layer["dead"]) for layer in masks["layers"])
         own = {f"masks.{key}": value for key, value in masks["masks"].items()}
         _check_made(own, stated, layout.masks(cell), "masks")
-    classes = {subset: parse_subset(subset, data.classes) for subset in params.subsets}
+    classes = {name: parse_subset(text, data.classes) for name, text in params.subsets.items()}
     about = read_json(layout.train(cell) / ABOUT)
     _check_made(about["settings"], stated, layout.train(cell), "train")
     return {
@@ -71,8 +71,8 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         "history": history,
         "masks": masks,
         "modules": [
-            _module_row(cell, subset, data, layout, device, stated)
-            for subset in (classes if base.modular else ())
+            _module_row(cell, subset, own, data, layout, device, stated)
+            for subset, own in (classes.items() if base.modular else ())
         ],
         **{
             extra: read_json(layout.extra(cell, extra))
@@ -92,9 +92,14 @@ def _check_made(made: Row, stated: Row, folder: Path, command: str, *more: str) 
 
 
 def _module_row(
-    cell: Cell, subset: str, data: Prepared, layout: Layout, device: torch.device, stated: Row
+    cell: Cell,
+    subset: str,
+    classes: list[int],
+    data: Prepared,
+    layout: Layout,
+    device: torch.device,
+    stated: Row,
 ) -> Row:
-    classes = parse_subset(subset, data.classes)
     test = _test(data.restrict(classes), device)
     weights = weights_sha256(layout.train(cell))
     as_cut = _module(layout.module(cell, subset), "decompose", weights, stated)

@@ -46,8 +46,8 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         ", low threshold": low,
     }
     rows = []
-    for subset in params.subsets:
-        classes = parse_subset(subset, data.classes)
+    for subset, text in params.subsets.items():
+        classes = parse_subset(text, data.classes)
         part = data.restrict(classes)
         train = training_batches(part, 256, device, cell.seed)
         validation = Batches(part.splits["val"], data.mean, data.std, 256, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from nemo.files import new_folder, read_json, write_json, writing
 from nemo.masking.class_masks import (
     ClassMasks,
     cohesion,
-    coupling,
     coupling_matrix,
+    mean_of_pairs,
     retention_rate,
 )
 from nemo.masking.generators import Modular
@@ -45,14 +45,25 @@ def measure_masks(
     with new_folder(out) as folder:
         file = folder / "masks.safetensors"
         with writing(file):
-            save_file({layer: mask.contiguous() for layer, mask in masks.items()}, file)
+            save_file({layer: _packed(mask) for layer, mask in masks.items()}, file)
         chosen = params.model_dump()
         metrics = {**_metrics(masks, observed), "masks": chosen, "parent_sha256": parent_sha256}
         write_json(folder / "metrics.json", metrics)
 
 
-def load_class_masks(folder: Path, layers: Iterable[str], parent_sha256: str) -> ClassMasks:
-    """The class masks of a `measure_masks` folder, in the order of `layers`.
+def _packed(mask: Tensor) -> Tensor:
+    """bool (C, N_l) -> uint8 (C, ceil(N_l / 8)), the first neuron in the highest bit."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))
+
+
+def _unpacked(bits: Tensor, neurons: int) -> Tensor:
+    if bits.dtype == torch.bool:  # as 0.2 wrote them, a byte each
+        return bits
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=neurons)).bool()
+
+
+def load_class_masks(folder: Path, layers: Mapping[str, int], parent_sha256: str) -> ClassMasks:
+    """The class masks of a `measure_masks` folder, in the order of `layers` {layer: N_l}.
 
     Raises:
         FileNotFoundError: there are none.
@@ -64,8 +75,9 @@ def load_class_masks(folder: Path, layers: Iterable[str], parent_sha256: str) ->
     if read_json(folder / "metrics.json").get("parent_sha256") != parent_sha256:
         raise ValueError(f"{folder}: class masks of other weights; run `nemo masks` again")
     try:
-        masks = load_file(file)
-        return ClassMasks({layer: masks[layer] for layer in layers}, {})
+        bits = load_file(file)
+        masks = {layer: _unpacked(bits[layer], count) for layer, count in layers.items()}
+        return ClassMasks(masks, {})
     except (SafetensorError, KeyError):
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
@@ -82,12 +94,12 @@ def cohesion_of(masks: ClassMasks, observed: Observed) -> float:
 
 
 def _metrics(masks: ClassMasks, observed: Observed) -> dict[str, Any]:
-    one = {"all": torch.cat(list(masks.values()), 1)}
+    one, similar = {"all": torch.cat(list(masks.values()), 1)}, coupling_matrix(masks)
     return {
-        "class_nrr": one["all"].double().mean(1).tolist(),
+        "class_nrr": (one["all"].sum(1).double() / one["all"].shape[1]).tolist(),
         "cohesion": cohesion_of(masks, observed),
-        "coupling": coupling(masks),
-        "coupling_matrix": coupling_matrix(masks).tolist(),
+        "coupling": mean_of_pairs(similar),
+        "coupling_matrix": similar.tolist(),
         "layers": [
             {
                 "dead": masks.dead.get(layer, []),

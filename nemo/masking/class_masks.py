@@ -18,6 +18,7 @@ from nemo.signature import call, evaluating, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
 PAIR_BLOCK = 2048  # rows of samples that are compared at a time
+CLASS_BLOCK = 256  # rows of classes
 
 
 class SubsetMasks(dict[str, Tensor]):
@@ -83,7 +84,7 @@ def mask_frequency(
     batches: Iterable[tuple[Mapping[str, Tensor], Tensor]],
 ) -> dict[str, Tensor]:
     """Fraction of each class's samples with the bit on: {layer: float64 (C, N_l)}; of floats, their
-    mean over the class.
+    mean over the class. Bits cost B x K additions per batch, whatever C is.
 
     Args:
         batches: ({layer: (B, N_l)}, labels (B,)) pairs, such as `sample_bits` yields.
@@ -96,18 +97,22 @@ def mask_frequency(
     for bits, labels in batches:
         check_labels(labels)
         labels = labels.long()
-        classes = max(len(samples), int(labels.max()) + 1)
-        belongs = F.one_hot(labels, classes).float().T  # (C, B); a batch's counts fit float32
-        samples = _grow(samples, classes) + belongs.sum(1).cpu()
+        classes, here = max(len(samples), int(labels.max()) + 1), labels.cpu()
+        samples = _grow(samples, classes) + here.bincount(minlength=classes)
         for layer, bit in bits.items():
-            counts = (belongs @ bit.float()).cpu().double()
-            on[layer] = _grow(on.get(layer, counts[:0]), classes) + counts
+            empty = torch.zeros(0, bit.shape[1], dtype=torch.float64)
+            on[layer] = _grow(on.get(layer, empty), classes)
+            if bit.is_floating_point():
+                belongs = F.one_hot(labels, classes).float().T  # (C, B)
+                on[layer] += (belongs @ bit.float()).cpu()
+            else:
+                on[layer].index_add_(0, here, bit.cpu().double())
     if not len(samples):
         raise ValueError("the loader gave no batches")
     if not samples.all():
         missing = (samples == 0).nonzero().flatten().tolist()
         raise ValueError(f"no sample of class(es) {missing}: every class needs at least one")
-    return {layer: total / samples[:, None] for layer, total in on.items()}
+    return {layer: total.div_(samples[:, None]) for layer, total in on.items()}
 
 
 def _grow(rows: Tensor, count: int) -> Tensor:
@@ -166,20 +171,28 @@ def dead_classes(frequency: Tensor, threshold: float) -> list[int]:
 def retention_rate(class_masks: Mapping[str, Tensor]) -> float:
     """Neuron retention rate: kept neurons / K, the mean over classes for {layer: (C, N_l)}, or
     that of one subset for {layer: (N_l,)}."""
-    return _concat(class_masks).double().mean().item()
+    kept = _concat(class_masks)
+    return int(kept.sum()) / kept.numel()
 
 
 def coupling(class_masks: Mapping[str, Tensor]) -> float:
     """Mean Jaccard similarity of the masks of all pairs of different classes; NaN for one class."""
-    similar = coupling_matrix(class_masks)
+    return mean_of_pairs(coupling_matrix(class_masks))
+
+
+def mean_of_pairs(similar: Tensor) -> float:
+    """The mean of a matrix (C, C) above its diagonal; NaN for one class."""
     pairs = torch.ones_like(similar, dtype=torch.bool).triu(1)
     return similar[pairs].mean().item()
 
 
 def coupling_matrix(class_masks: Mapping[str, Tensor]) -> Tensor:
-    """Jaccard similarities (C, C) of the class masks, all layers together."""
-    rows = _concat(class_masks).double()
-    return _jaccard(rows, rows)
+    """Jaccard similarities (C, C) of the class masks, all layers together; float64."""
+    blocks = _concat(class_masks).split(CLASS_BLOCK)  # as floats, two at a time: never C x K
+    rows = [torch.cat([a.float() @ b.float().T for b in blocks], 1) for a in blocks]
+    both = torch.cat(rows).double()  # exact: counts of neurons, below 2 ** 24
+    sizes = both.diagonal()
+    return both / (sizes[:, None] + sizes[None, :] - both).clamp(min=1)
 
 
 def cohesion(

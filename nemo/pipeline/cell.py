@@ -37,8 +37,9 @@ def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
         chosen = steps.do("masks", layout.masks(cell), find, made)
         tuned = []
         for subset in params.subsets:
+            one = params.model_copy(update={"subsets": {subset: params.subsets[subset]}})
             cut = partial(decompose.run, params, cell, subset, layout)
-            made.append(steps.do("decompose", layout.module(cell, subset), cut, [chosen]))
+            made.append(steps.do("decompose", layout.module(cell, subset), cut, [chosen], one))
             tune = partial(finetune.run, params, cell, subset, layout)
             out = layout.finetuned(cell, subset)
             tuned.append(steps.do("finetune", out, tune, made[-1:]))
@@ -70,8 +71,16 @@ class _Steps:
         teach = partial(train.run, params, cell, layout)
         return self._do(recipe(params, cell, "train"), layout.train(cell), teach, [images])
 
-    def do(self, stage: str, out: Path, step: Callable[[], Any], after: list[str]) -> str:
-        return self._do(recipe(self.params, self.cell, stage), out, step, after)
+    def do(
+        self,
+        stage: str,
+        out: Path,
+        step: Callable[[], Any],
+        after: list[str],
+        params: Params | None = None,
+    ) -> str:
+        """`params`: where some of what they have decides nothing here."""
+        return self._do(recipe(params or self.params, self.cell, stage), out, step, after)
 
     def _do(self, made_of: Any, out: Path, step: Callable[[], Any], after: list[str]) -> str:
         where = [torch.__version__, self.params.device]

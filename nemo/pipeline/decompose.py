@@ -35,7 +35,7 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     own = params.for_method(cell.method)
     modular = load_cell(trained)
     assert isinstance(modular, Modular), cell.name
-    classes = parse_subset(subset, data["classes"])
+    classes = parse_subset(params.text_of(subset), data["classes"])
     parent = weights_sha256(trained)
     chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
     module = decompose(modular, chosen)

@@ -107,8 +107,8 @@ def make_module(
     Raises:
         ValueError: the model knows nothing of these images; what `nemo.shrink` raises.
     """
-    subset, device = params.subsets[0], resolve_device(params.device)
-    classes, model = parse_subset(subset, data.classes), modular.model.to(device)
+    (subset, text), device = next(iter(params.subsets.items())), resolve_device(params.device)
+    classes, model = parse_subset(text, data.classes), modular.model.to(device)
 
     def batches(split: Split) -> Batches:
         return Batches(split, data.mean, data.std, 256, device=device)

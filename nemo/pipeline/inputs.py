@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from nemo.cells import Layout
 from nemo.config import Params
 from nemo.data import Prepared, check_subsets, load, read_meta
 from nemo.data.prepared import known_classes
+from nemo.data.subsets import FILE
 from nemo.fields import ParamsError
+
+SUBSETS = "subsets"  # the folder for files of class names
 
 
 def class_names(params: Params, dataset: str, layout: Layout) -> list[str]:
@@ -30,7 +34,17 @@ def check_classes(params: Params, classes: list[str]) -> None:
     """Raise DataError unless all subsets that params name are of these classes."""
     check_subsets(params.subsets, classes)
     if params.granularity.of:
-        check_subsets(params.granularity.subsets, classes)
+        named = {name: params.text_of(name) for name in params.granularity.subsets}
+        check_subsets(named, classes)
+
+
+def check_files(params: Params) -> None:
+    """Raise ParamsError where a file of names is not in the folder that the plan depends on."""
+    sources = {f"data.{name}.classes": params.data[name].classes for name in params.datasets}
+    for key, text in {**{f"subsets.{n}": t for n, t in params.subsets.items()}, **sources}.items():
+        parts = Path((text or "").removeprefix(FILE)).parts
+        if text and text.startswith(FILE) and (parts[0] != SUBSETS or ".." in parts):
+            raise ParamsError(f"{key}: {text!r}; accepted: files in {SUBSETS}/, which DVC compares")
 
 
 def check_cut_pass(params: Params, method: str, classes: Sequence[str]) -> None:

@@ -19,9 +19,10 @@ import torch
 import yaml
 
 from nemo.cells import Cell, Layout
-from nemo.config import STANDARD, Params, check_params
+from nemo.config import STANDARD, Params, check_params, check_subset_name
 from nemo.data import Batches, DataError, Prepared, parse_subset
 from nemo.device import resolve_device
+from nemo.fields import ParamsError
 from nemo.files import new_folder
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model
@@ -97,7 +98,7 @@ def own_params(
     name, source = data_source(source)
     raw: dict[str, Any] = {
         "profile": "own", "datasets": [name], "models": [model], "methods": [STANDARD, METHOD],
-        "subsets": [subset], "seeds": [seed], "data": {"source": source},
+        "subsets": _named(subset), "seeds": [seed], "data": {"source": source},
         "architecture": {}, **defaults(),
     }  # fmt: skip
     for key, value in (changes or {}).items():
@@ -108,6 +109,16 @@ def own_params(
     raw["data"] = {name: raw["data"]}
     raw["architecture"] = {model: raw["architecture"]}
     return check_params(raw, "options")
+
+
+def _named(subset: str) -> dict[str, str]:
+    """The subset, by a name that a folder can have."""
+    try:
+        check_subset_name(subset)
+    except ParamsError:
+        digest = hashlib.sha256(subset.encode()).hexdigest()[:8]
+        return {f"classes-{digest}": subset}
+    return {subset: subset}
 
 
 def data_source(source: str) -> tuple[str, str]:
@@ -182,8 +193,8 @@ def make_module(
     the parent with its soft masks on `all` its classes and on those of the `subset`, of the module
     `as_cut` and `finetuned`.
     """
-    cell, subset = cell_of(params), params.subsets[0]
-    classes, device = parse_subset(subset, data.classes), resolve_device(params.device)
+    cell, (subset, text) = cell_of(params), next(iter(params.subsets.items()))
+    classes, device = parse_subset(text, data.classes), resolve_device(params.device)
     say("finding the neurons of each class")
     masks.run(params, cell, layout)
     say(f"cutting {subset}")

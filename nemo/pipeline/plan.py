@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nemo.config import Params
 from nemo.files import new_folder, write_json
-from nemo.pipeline.inputs import check_known_classes
+from nemo.pipeline.inputs import check_files, check_known_classes
 from nemo.recipe import plan
 
 
@@ -19,8 +19,10 @@ def run(params: Params, out: Path) -> int:
     """Write the folder `out` anew; returns the number of files.
 
     Raises:
-        DataError, ParamsError: params do not fit classes that are known already.
+        DataError, ParamsError: params do not fit classes that are known already, or name files that
+            DVC does not compare.
     """
+    check_files(params)
     check_known_classes(params)
     files = 0
     with new_folder(out) as folder:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nemo.cells import Cell, cells
 from nemo.config import STANDARD, Params, load_params
+from nemo.data.subsets import parse_subset
 from nemo.fields import ParamsError
 from nemo.metrics import Subject
 from nemo.results import (
@@ -118,7 +119,7 @@ def collect(params: Params, root: Path) -> Results:
         if why:
             left_out.append(f"{shown}: {why}")
         else:
-            found[cell] = _of_subsets(result, params.subsets)
+            found[cell] = _of_subsets(result, params, shown)
     if not found:
         raise MissingResultError(
             f"results/{params.profile}: none of the cells of params has results; "
@@ -163,9 +164,20 @@ def _not_listed(params: Params, cell: Cell) -> str:
     return ""
 
 
-def _of_subsets(result: CellResult, subsets: list[str]) -> CellResult:
-    """With the modules, and the rows of the tables, of the subsets that params list."""
+def _of_subsets(result: CellResult, params: Params, shown: str) -> CellResult:
+    """With the modules, and the rows of the tables, of the subsets that params list.
+
+    Raises:
+        MissingResultError: a module has other classes than the name stands for now.
+    """
+    subsets = list(params.subsets)
     modules = [m for s in subsets for m in result.modules if m.subset == s]
+    for module in modules:
+        text = params.text_of(module.subset)
+        if module.metrics["classes"] != parse_subset(text, result.data["classes"]):
+            raise MissingResultError(
+                f"{shown}: the classes of {module.subset!r} are others now; {AGAIN}"
+            )
     extras = {
         name: [row for row in rows if row.get("subset", subsets[0]) in subsets]
         for name, rows in result.extras.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from nemo.report.published import PUBLISHED
 from nemo.report.rows import MODULE
 from nemo.report.style import INK, Picture, figure, legend, tones
 from nemo.report.table import Table
+from nemo.report.words import short
 
 Frame = pd.DataFrame
 LINES = ("-o", "--s", ":^", "-.v")
@@ -90,13 +92,18 @@ def _modules(frame: Frame, path: Path) -> str:
                 axis.set_xticks([], minor=True)
             row[0].set_ylabel(f"{model}\naccuracy, %")
         for axis, subset in zip(axes[0], subsets, strict=True):
-            axis.set_title(subset, fontsize=8.5)
+            axis.set_title(_broken(subset), fontsize=8.5)
         axes.flat[0].figure.supxlabel("parameters, % of the standard model", fontsize=9)
         legend(axes, colours)
     return (
         "Size against test accuracy after fine-tuning. The grey line is the Pareto front: nothing "
         "is above and left of it."
     )
+
+
+def _broken(subset: str) -> str:
+    """A subset's name in lines that fit above a panel."""
+    return "\n".join(wrap(short(subset).replace("+", "+ "), 24)).replace("+ ", "+")
 
 
 def _front(means: Frame) -> Frame:
@@ -180,7 +187,7 @@ def _granularity(frame: Frame, path: Path) -> str:
                 size, reached = (over.mean()[name] for name in ("parameters_ratio", "accuracy"))
                 spread = over.std()["accuracy"].fillna(0)
                 axis.errorbar(size, reached, spread, fmt="-o", color=tone, label=kind)
-            axis.set(title=subset, xlabel="parameters, % of the standard model")
+            axis.set(title=_broken(subset), xlabel="parameters, % of the standard model")
         axes.flat[0].set_ylabel("accuracy, %")
         axes.flat[0].legend(fontsize=8)
     return "Size against test accuracy after fine-tuning, at several thresholds of class masks."

@@ -134,8 +134,8 @@ def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str])
         grid = np.array(pairs, dtype=float)  # a class with itself says nothing: left empty
         image = axis.imshow(grid, cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
         axis.set_facecolor(EMPTY)
-        _ticks(axis.xaxis, classes)
-        _ticks(axis.yaxis, classes)
+        _ticks(axis.xaxis, classes, limit=30)
+        _ticks(axis.yaxis, classes, limit=30)
         long = max(map(len, classes)) > 2
         axis.tick_params(axis="x", rotation=90 if long else 0)
         axis.set_xlabel(f"mean {cell.masks['coupling']:.3f}")

@@ -26,7 +26,7 @@ def models(results: Results) -> Iterator[Row]:
 
 def modules(results: Results) -> Iterator[Row]:
     """T2: a row per module, per alternative to it, and for the standard model of each subset."""
-    subsets = results.params.subsets
+    subsets = list(results.params.subsets)
     for dataset, model in _models(results):
         rows = list(_modules_of(results, results.of(dataset, model)))
         yield from sorted(rows, key=lambda row: subsets.index(row["subset"]))

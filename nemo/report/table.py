@@ -15,6 +15,7 @@ from nemo.forms import EXACT
 from nemo.metrics import Metric, metrics_of
 from nemo.report.collect import Results
 from nemo.report.style import Picture
+from nemo.report.words import short
 from nemo.results import Row
 
 SEED = "seed"
@@ -138,6 +139,8 @@ def grid(table: Table, frame: pd.DataFrame) -> Grid:
     labels = pd.DataFrame({n: groups[n].first() for n in (*table.shown_keys, *table.texts)})
     labels["device"] = groups["device"].agg(lambda used: ", ".join(sorted(set(used))))
     labels["seeds"] = groups[SEED].nunique().astype(str)
+    if "subset" in labels:
+        labels["subset"] = labels["subset"].map(short)
     for name in labels:
         same = labels[name].nunique() < 2
         if (labels[name] == "").all() or (name in ("device", "seeds") and same):

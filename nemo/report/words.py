@@ -10,6 +10,7 @@ import pandas as pd
 
 from nemo.alternatives import ALTERNATIVES
 from nemo.config import Params
+from nemo.data.subsets import parse_subset
 from nemo.forms import count
 from nemo.masking.objectives import OBJECTIVES
 from nemo.metrics import measured
@@ -26,6 +27,26 @@ def label(name: str) -> str:
     return found.label if found else name
 
 
+def short(subset: str) -> str:
+    """A subset's name where there is little room: of many parts the first three and the last."""
+    if len(subset) <= 30:
+        return subset
+    parts = subset.split("+")
+    named = "+".join([*parts[:3], "...", parts[-1]]) if len(parts) > 4 else subset
+    return named if len(named) <= 60 else f"{subset[:57]}..."
+
+
+def _named(results: Results, dataset: str) -> str:
+    """What the names of subsets stand for, where params give them some."""
+    names, classes = results.params.subsets.items(), results.datasets[dataset]["classes"]
+    told = [
+        f"{name}: {short(text)} ({len(parse_subset(text, classes))} classes)"
+        for name, text in names
+        if name != text
+    ]
+    return f"Subsets: {'; '.join(told)}. " if told else ""
+
+
 def caption(results: Results, dataset: str) -> str:
     """At which scale the numbers of one data set were measured: the caption of its tables."""
     about = results.datasets[dataset]
@@ -40,6 +61,7 @@ def caption(results: Results, dataset: str) -> str:
         f"classes. {models}. Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
         f"profile {results.params.profile}. "
         + (f"Trained on: {'; '.join(machines)}. " if machines else "")
+        + _named(results, dataset)
         + "Measured at this scale, which is that of params.yaml; no number here is the paper's, "
         "unless it says published."
     )

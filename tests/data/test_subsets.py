@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from unicodedata import normalize
 
 import pytest
@@ -46,7 +47,10 @@ def test_it_reads(text: str, classes: list[str], expected: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cow", "subset 'cow': 'cow' is no class; accepted: all, ranges such as 0-4, and 0 bird"),
+        (
+            "cow",
+            "subset 'cow': 'cow' is no class; accepted: all, ranges such as 0-4, .* and 0 bird",
+        ),
         ("cat+cow", r"subset 'cat\+cow': 'cow' is no class; .* 2 dog"),
         ("", "'' is no class"),
         ("cat+", "'' is no class"),
@@ -70,6 +74,40 @@ def test_it_refuses(text: str, message: str) -> None:
 def test_a_range_is_refused_where_names_are_other_numbers() -> None:
     with pytest.raises(DataError, match="'0-2' could mean the class called 2 or the one at"):
         parse_subset("0-2", ["0", "1", "10", "2"])
+
+
+def test_ten_drawn_classes_are_those_of_the_seed_and_among_fifty_drawn() -> None:
+    classes = [f"class-{number}" for number in range(200)]
+    ten, fifty = (parse_subset(f"random:{count}@3", classes) for count in (10, 50))
+    assert ten == [6, 81, 84, 99, 117, 119, 128, 135, 142, 190]  # numpy's own stream, written down
+    assert set(ten) < set(fifty)
+    assert len(set(fifty)) == 50
+    assert parse_subset("random:10@4", classes) != ten
+    assert parse_subset("random:200@3", classes) == parse_subset("all", classes)
+    assert parse_subset("random:3@1", ["a", "random:3@1"]) == [1]
+    assert parse_subset("100-199", classes) == list(range(100, 200))
+
+
+@pytest.mark.parametrize("text", ["random:0@3", "random:201@3"])
+def test_more_classes_than_there_are_cannot_be_drawn(text: str) -> None:
+    with pytest.raises(DataError, match=f"{text}': accepted: random:1@3 to random:200@3"):
+        parse_subset(text, [str(number) for number in range(200)])
+
+
+def test_a_file_names_a_class_on_each_line(tmp_path: Path) -> None:
+    file = tmp_path / "odd.txt"
+    names = "\ufeffC++\r\n\r\n  golden retriever \r\n" + normalize("NFD", "Койка")
+    file.write_bytes(names.encode())
+    assert parse_subset(f"file:{file}", ODD) == [0, 1, 4]
+    for content, message in (
+        (b"C\nC+++C\n", "'C.{3}C' is no class"),  # a line is one name
+        (b"C\n2\n", r"class 2 \(C\) is named twice"),
+        (b"\n \n", "holds no names; accepted: classes, one a line"),
+        (b"\xff", "not UTF-8 text"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            parse_subset(f"file:{file}", ODD)
 
 
 @settings(deadline=None)  # a busy machine is no failure

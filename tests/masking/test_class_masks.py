@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nemo
-from nemo.masking.class_masks import dead_classes, mask_frequency
+from nemo.masking.class_masks import coupling_matrix, dead_classes, mask_frequency
 from tests.oracles import masks as oracle
 
 
@@ -73,6 +73,20 @@ def test_metrics_are_the_literal_ones(sample):
         assert math.isnan(fast)
     else:
         assert fast == pytest.approx(oracle.cohesion(bits, labels, rows))
+
+
+def test_coupling_of_more_classes_than_a_block_holds():
+    torch.manual_seed(0)
+    masks = {"a": torch.rand(300, 40) < 0.3, "b": torch.rand(300, 9) < 0.1}
+    masks["a"][7], masks["b"][7] = False, False  # two empty sets have similarity 0
+    rows = joined(masks)
+    found = coupling_matrix(masks)
+    for one, two in ((0, 1), (3, 299), (299, 3), (255, 256), (7, 8)):
+        sets = [{place for place, on in enumerate(rows[c]) if on} for c in (one, two)]
+        assert found[one, two].item() == oracle.jaccard(*sets)
+    assert found.dtype == torch.float64
+    assert found.diagonal().tolist() == [float(c != 7) for c in range(300)]
+    assert nemo.coupling(masks) == pytest.approx(oracle.coupling(rows), abs=1e-12)
 
 
 def test_metrics_agree_with_scikit_learn():
