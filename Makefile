@@ -30,7 +30,7 @@ test-lowest: $(READY) ## test params, commands and reports with the oldest click
 	python -m pip install -q --no-warn-conflicts --target $(OLDEST) -c $(OLDEST)-others.txt \
 	  -r $(OLDEST).txt 'numpy<2' # which pandas 2.1 was built for
 	PYTHONPATH=$(OLDEST) OMP_NUM_THREADS=1 python -m pytest -n 2 tests/test_config.py \
-	  tests/test_cli.py tests/test_readme.py tests/report tests/data tests/test_tracking.py tests/test_tracking_faults.py
+	  tests/test_cli.py tests/test_readme.py tests/report tests/test_tracking.py
 
 lint: $(READY) ## check style and types
 	ruff check

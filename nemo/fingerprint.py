@@ -74,11 +74,11 @@ def _within(name: str, heads: tuple[str, ...]) -> bool:
 @cache
 def imported(name: str) -> frozenset[str]:
     """The modules of this package that a module imports, anywhere but for type checkers."""
-    return frozenset(_imports(ast.parse(_file(name).read_text(encoding="utf-8"))))
+    return frozenset(_imports(_tree(_file(name))))
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
+    for node in _parts(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nemo":
@@ -103,22 +103,29 @@ def _exists(name: str) -> bool:
 @cache
 def _beside(module: Path) -> list[Path]:
     """Files in a module's folder that its code names."""
-    tree = ast.parse(module.read_text(encoding="utf-8"))
-    strings = {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    beside = sorted(module.parent.iterdir())
-    return [file for file in beside if file.name in strings and file.is_file()]
+    beside, text = sorted(module.parent.iterdir()), _text(module)
+    return [file for file in beside if repr(file.name) in text and file.is_file()]
 
 
 @cache
 def _text(path: Path) -> str:
     """A file's code without comments, docstrings and layout."""
+    return ast.unparse(_tree(path))
+
+
+def _parts(node: ast.AST) -> list[ast.AST]:
+    """What can be or hold a statement; expressions, most of a file, cannot."""
+    return [part for part in ast.iter_child_nodes(node) if not isinstance(part, ast.expr)]
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+        todo += _parts(node)
+    return tree

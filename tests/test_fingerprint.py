@@ -323,8 +323,8 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., boo
     plugin.write_text('"""Mine."""\n\nX = 1\n')
 
     def value() -> str:
-        hashed.imported.cache_clear()
-        hashed._text.cache_clear()
+        for cached in (hashed.imported, hashed._text, hashed._tree):
+            cached.cache_clear()
         return fingerprint(["nemo.masking.objectives.nemo"], [str(plugin)])
 
     def changes(old: str, new: str, file: str = "nemo/masking/losses.py") -> bool:
@@ -335,8 +335,8 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., boo
         return value() != before
 
     yield changes
-    hashed.imported.cache_clear()
-    hashed._text.cache_clear()
+    for cached in (hashed.imported, hashed._text, hashed._tree):
+        cached.cache_clear()
 
 
 LOSS = "def contrastive_loss("

@@ -15,7 +15,7 @@ FILES = {
 }
 # Imports in functions that close a circle, (importer, imported), each with its reason.
 CIRCLES_ALLOWED = {
-    ("nemo.cli.launch", "nemo.cli.main"),  # for `ignore_warnings`, in a process of its own
+    ("nemo.cli.launch", "nemo.cli.main"),  # what `main` sets, in a process of its own
 }
 # What a package may import of nemo, besides itself.
 PARAMS = {"nemo.fields", "nemo.registry"}

@@ -26,6 +26,21 @@ def test_reading_params_and_results_needs_no_torch_and_training_no_pandas():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_help_imports_nothing_heavy_and_a_command_leaves_quickly():
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count(), *sys.modules))\n"  # called last
+        "from nemo.cli import main; main(['train', '--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    frozen, *loaded = done.stdout.splitlines()[-1].split()
+    assert int(frozen) > 10_000
+    heavy = {"torch", "torchvision", "timm", "mlflow", "pandas", "matplotlib", "sklearn", "onnx"}
+    assert not heavy & set(loaded)
+
+
 def test_the_locked_versions_are_plain_and_within_the_ranges():
     _, *lines = (ROOT / "constraints.txt").read_text().splitlines()
     locked = {canonicalize_name(name): v for name, v in (line.split("==") for line in lines)}

@@ -145,10 +145,11 @@ def _worker(
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    from nemo.cli.main import ignore_warnings
+    from nemo.cli.main import ignore_warnings, leave_quickly
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     ignore_warnings()
+    leave_quickly()
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     store = TCPStore("localhost", port, is_master=False)
     try:
