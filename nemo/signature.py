@@ -158,14 +158,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model itself, out of torch's wrappers for several devices.
+    """The model itself, out of torch's wrappers for several devices and for torch.compile.
 
     Raises:
-        ValueError: it is no module, or has nothing to mask.
+        ValueError: it is no module, has nothing to mask, or is not there as Python and numbers.
     """
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is a {type(model).__name__}; accepted: a torch.nn.Module")
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, wrappers) else model._orig_mod  # type: ignore[assignment]
     if not any(True for _ in model.parameters()):
         raise ValueError("the model has no layer to mask (it has no parameters)")
-    return model.module if isinstance(model, wrappers) else model
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'the model'} is scripted; accepted: as before torch.jit")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("the model's weights are on the meta device; accepted: loaded weights")
+    return model

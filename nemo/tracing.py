@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import inspect
 import io
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from nemo.signature import Signature, pick
+from nemo.signature import Signature, call, pick
 
-# Ways from a tensor to Python, by which a graph may lose what depends on the inputs.
-READS = {
-    Tensor.__bool__, Tensor.__float__, Tensor.__index__, Tensor.__int__, Tensor.__len__,
-    Tensor.item, Tensor.numpy, Tensor.tolist, Tensor.__array__,
-}  # fmt: skip
-
-
-class Reading(TorchFunctionMode):
-    """Whether code in this context takes numbers out of tensors, or the length of one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.found = self.found or func in READS
-        return func(*args, **(kwargs or {}))
+aten = torch.ops.aten
+NUMBERS = (aten.item.default, aten._local_scalar_dense.default)
+BATCH = (
+    "the model cannot be traced: it takes the batch size for a number, as len(x), int(x.shape[0]) "
+    "and a loop over samples do; accepted: x.shape[0] itself, in view and expand, and x.flatten(1)"
+)
 
 
 def export(
@@ -71,13 +57,47 @@ def export(
     finally:
         chosen.remove()
     sys.stderr.write(said.getvalue())
+    read = next((n for n in exported.graph.nodes if n.target in NUMBERS), None)
+    if read is not None:
+        raise ValueError(
+            "the model cannot be traced: it takes a number out of a tensor, as x.max().item() "
+            f"does{_line(read)}; accepted: the tensor itself, as x.max() is"
+        )
     returned = exported.graph.output_node().args[0][0].meta["val"]
     if isinstance(returned.shape[0], int):
-        raise ValueError(
-            "the model cannot be traced: it takes the batch size for a constant, as len(x) does; "
-            "accepted: x.shape[0]"
-        )
+        raise ValueError(BATCH)
     return exported
+
+
+def check_traceable(model: nn.Module, takes: Signature) -> None:
+    """Refuse before a training what cannot be cut after it.
+
+    Args:
+        model: in float64 and eval mode.
+
+    Raises:
+        ValueError: see `export`; or the graph computes something else for another batch.
+    """
+    graph = export(model, takes, takes.draw(2, 0)).module()
+    inputs = takes.draw(3, 1)
+    with torch.no_grad():
+        expected = takes.run(model, [x.clone() for x in inputs])  # it may write into its input
+        try:
+            actual = call(graph, takes.batch(inputs))
+        except (RuntimeError, AssertionError) as error:  # a guard on the batch size
+            raise ValueError(BATCH) from error
+    actual = pick(actual, takes.output)
+    if not torch.allclose(actual, expected, rtol=1e-6, atol=1e-9, equal_nan=True):
+        raise ValueError(
+            "the model cannot be traced: its graph is right for one batch only; accepted: a "
+            "forward pass without random numbers, and without values that it keeps for later"
+        )
+
+
+def _line(node: fx.Node) -> str:
+    """Where the model made a node."""
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f" ({Path(found[-1][0]).name}:{found[-1][1]})" if found else ""
 
 
 def _place(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nemo.files import read_json, writing
-from nemo.masking.generators import modularize
+from nemo.masking.generators import attach, takes_of
 from nemo.models import build_model
 from nemo.models.registry import MODELS, TIMM, Shape
 from nemo.models.shapes import TimmShape
@@ -35,7 +35,7 @@ def load_cell(folder: Path) -> nn.Module:
             about["model"], about["classes"], about["image_size"], _shape(about)
         )
         if about["modular"]:
-            model = modularize(model)
+            model = attach(model, takes_of(model))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]

@@ -153,17 +153,32 @@ def _filled(value: float, rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 
 def _bagged(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
     """Bags of one size, as the sum, mean or maximum of their embeddings."""
-    weight, ids, offsets, _, mode, _, *others, padding = (arg(node, i) for i in range(9))
+    weight, ids, offsets, _, mode, _, scales, whole, padding = (arg(node, i) for i in range(9))
     if (ids.target, offsets.target) != (aten.reshape.default, aten.arange.start_step):
         return None
     bags = arg(ids, 0)
     regular = arg(offsets, 0) == 0 and dims(bags)[1:] == (arg(offsets, 2),)
-    if not regular or any(others) or padding not in (None, -1):
+    padded = padding not in (None, -1)
+    if not regular or whole or (padded and mode == 2):
         return None
-    shape = (*dims(bags), dims(weight)[1])
+    column, shape = (*dims(bags), 1), (*dims(bags), dims(weight)[1])
+    short = (shape[0], 1, shape[2])
     rows = rewriter.call(aten.embedding.default, (weight, bags), shape)
-    reduce = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[mode]
-    reduced = rewriter.call(reduce, (rows, [1], True), (shape[0], 1, shape[2]))
+    if scales is not None:
+        rows = rewriter.call(aten.mul.Tensor, (rows, rewriter.reshape(scales, column)), shape)
+    if not padded:
+        reduce = (aten.sum.dim_IntList, aten.mean.dim, aten.amax.default)[mode]
+        reduced = rewriter.call(reduce, (rows, [1], True), short)
+        return [rewriter.reshape(reduced, (shape[0], shape[2]))] * 4
+    counts = rewriter.call(aten.ne.Scalar, (bags, padding), dims(bags))
+    counts = rewriter.call(aten.type_as.default, (rewriter.reshape(counts, column), rows), column)
+    counts.meta["val"] = node.meta["val"][0]
+    rows = rewriter.call(aten.mul.Tensor, (rows, counts), shape)
+    reduced = rewriter.call(aten.sum.dim_IntList, (rows, [1], True), short)
+    if mode == 1:
+        many = rewriter.call(aten.sum.dim_IntList, (counts, [1], True), (shape[0], 1, 1))
+        many = rewriter.call(aten.clamp_min.default, (many, 1), (shape[0], 1, 1))
+        reduced = rewriter.call(aten.div.Tensor, (reduced, many), short)
     return [rewriter.reshape(reduced, (shape[0], shape[2]))] * 4
 
 

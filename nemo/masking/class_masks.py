@@ -69,6 +69,7 @@ def sample_bits(
     weights = next(modular.parameters(), None)
     with evaluating(modular):
         for inputs, labels in loader:
+            check_labels(labels, {})
             here = labels.device if weights is None else weights.device
             _, masks = call(modular, moved(inputs, here))
             yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
@@ -95,8 +96,10 @@ def mask_frequency(
     on: dict[str, Tensor] = {}
     samples = torch.zeros(0, dtype=torch.float64)
     for bits, labels in batches:
-        check_labels(labels)
+        check_labels(labels, bits)
         labels = labels.long()
+        if int(labels.min()) < 0:
+            raise ValueError(f"labels hold {int(labels.min())}; accepted: 0 and above")
         classes, here = max(len(samples), int(labels.max()) + 1), labels.cpu()
         samples = _grow(samples, classes) + here.bincount(minlength=classes)
         for layer, bit in bits.items():

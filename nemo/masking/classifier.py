@@ -23,8 +23,9 @@ def classifiers(model: nn.Module, takes: Signature) -> set[Key]:
     """The (name, part) of layers that put out the logits, however these are rearranged later.
 
     Each value of such a layer reaches at most one logit, and each logit is reached by one channel
-    at most. A sum of logits over all but one of their dimensions will do for a logit. A softmax
-    after the logits, or its logarithm, is seen through.
+    at most. Where no layer is like that, a sum of logits over all but one of their dimensions will
+    do for a logit. One softmax after the logits, or its logarithm, is seen through: then it is two
+    channels at most that reach the difference of two logits.
     """
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model = copy.deepcopy(model).float()  # rounding would hide what is the same
@@ -47,12 +48,15 @@ def _of(logits: Tensor, added: Added) -> set[Key]:
     if len(shape) > 1:
         axes = range(len(shape))
         views += [torch.Size(n if d == axis else 1 for d, n in enumerate(shape)) for axis in axes]
-    return {
-        key
-        for view in views
-        if softmax is None or view[softmax] > 1
-        for key in _owners(logits, view, softmax, dict(added))
-    }
+    for view in views:
+        found = (
+            set()
+            if softmax is not None and view[softmax] == 1
+            else _owners(logits, view, softmax, dict(added))
+        )
+        if found:
+            return found
+    return set()
 
 
 def _before_softmax(logits: Tensor) -> tuple[Tensor, int | None]:

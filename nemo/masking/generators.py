@@ -195,8 +195,9 @@ def modularize(
         output: which tensor counts, of a model that returns several: its key, attribute or index.
             Some, such as GoogLeNet, return several in train mode only.
 
-    The masks live in hooks that exist during the forward pass only. Reentrant activation
-    checkpointing repeats parts of the pass later, without them, and gives wrong gradients.
+    The model is traced once, so that one which cannot be cut is refused before its training. The
+    masks live in hooks that exist during the forward pass only. Activation checkpointing repeats
+    parts of the pass later, without them: it raises, or, if reentrant, gives wrong gradients.
 
     Returns:
         A `Modular`: call it for (logits, {layer: (B, N_l)}); see its `layers` and `skipped`.
@@ -210,6 +211,11 @@ def modularize(
         raise ValueError("the model is modular already; accepted: what it is made of, its .model")
     takes = takes_of(model, example, output)
     check_early(model, takes)
+    return attach(model, takes, output)
+
+
+def attach(model: nn.Module, takes: Signature, output: str | int | None = None) -> Modular:
+    """`modularize` for a model that was checked before, such as one that is loaded."""
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
     sites = find_sites(model, takes)
     masked = [site for site in sites if site.skip is None]

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from keyword import iskeyword
 from typing import Any, cast
 
 import torch
@@ -62,12 +63,14 @@ def _listed(model: nn.Module, example: Any) -> tuple[list[Tensor], list[str], bo
     if not tensors or not all(right):
         kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"
         raise ValueError(f"example: {kinds}; accepted: {ACCEPTED}")
+    if not all(map(len, tensors)):
+        raise ValueError("example: no samples; accepted: one or more")
     if len({len(x) for x in tensors}) > 1:
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
         raise ValueError(f"example: shapes {shapes}; accepted: {ACCEPTED}, as many in each")
     if named:
         names = list(example)
-        wrong = [name for name in names if not (isinstance(name, str) and name.isidentifier())]
+        wrong = [n for n in names if not (isinstance(n, str) and n.isidentifier()) or iskeyword(n)]
         if wrong:
             raise ValueError(f"example: {wrong[0]!r} cannot be the name of an argument")
         return tensors, names, True
@@ -99,6 +102,9 @@ def _watched(model: nn.Module, batch: Any, tensors: Sequence[Tensor]) -> tuple[A
     handles = [m.register_forward_pre_hook(reads) for m in model.modules() if isinstance(m, kinds)]
     try:
         return call(model, batch), sizes
+    except (TypeError, RuntimeError, ValueError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the model does not run on the example: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -147,12 +153,13 @@ def _key_of(returned: Any, output: str | int | None) -> str | int | None:
         raise ValueError(f"the model returns no tensor, but {type(returned).__name__}")
     if output is None and len(keys) > 1:
         raise ValueError(f"the model returns several tensors; name one: output={listed}")
-    if output is not None and not isinstance(_try_pick(returned, output), Tensor):
+    known = type(output) in (str, int) and isinstance(_try_pick(returned, output), Tensor)
+    if output is not None and not known:
         raise ValueError(f"output={output!r}: the model returns no such tensor; accepted: {listed}")
     return keys[0] if output is None else output
 
 
-def _try_pick(returned: Any, output: str | int) -> Any:
+def _try_pick(returned: Any, output: Any) -> Any:
     try:
         return pick(returned, output)
     except (KeyError, IndexError, AttributeError, TypeError):

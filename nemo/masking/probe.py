@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from nemo.masking.functional import FunctionalLinears
 from nemo.signature import Signature, evaluating, moved
 
+DRAWS = 100  # until two samples differ
 SAME = 1e-6  # relative change of an input's row that is rounding
 
 
@@ -71,7 +72,9 @@ def probe(model: nn.Module, takes: Signature) -> tuple[list[Call], Tensor]:
 
     Of the two samples, the second run replaces the first, and the third run the second.
     """
-    first, other = samples(model, takes, 0), samples(model, takes, 1)
+    first = samples(model, takes, 0)
+    drawn = (samples(model, takes, seed) for seed in range(1, DRAWS))
+    other = next((x for x in drawn if _differ(first, x)), None) or samples(model, takes, 1)
     calls, logits = _run(model, takes, first)
     for k in (0, 1):
         changed = [torch.cat([(y if k == i else x)[i : i + 1] for i in (0, 1)])
@@ -81,6 +84,12 @@ def probe(model: nn.Module, takes: Signature) -> tuple[list[Call], Tensor]:
             for call, again in zip(calls, run, strict=True):
                 call.rows += again.rows
     return calls, logits
+
+
+def _differ(first: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    """Whether each sample differs in each input; few ids may be drawn twice."""
+    pairs = zip(first, other, strict=True)
+    return all(bool((x != y).reshape(len(x), -1).any(1).all()) for x, y in pairs)
 
 
 def layout(call: Call) -> tuple[int, str] | str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nemo.masking.hooks import acting
 from nemo.masking.sites import CLASSIFIER, UNCALLED, Site
 from nemo.signature import Signature
-from nemo.tracing import Reading, export
+from nemo.tracing import check_traceable
 
 Masks = Mapping[str, Tensor]
 
@@ -69,23 +69,20 @@ class Under(nn.Module):
 def check_early(model: nn.Module, takes: Signature) -> None:
     """Refuse before a training what cannot be proved or cut after it.
 
-    A graph takes seconds. So it is made only of a model that takes numbers out of its tensors.
-
     Raises:
-        ValueError: the model does not run in float64, or see `nemo.tracing.export`.
+        ValueError: the model does not run in float64, or cannot be traced.
     """
-    double = Under(model, [], {}).in_double()
+    double = Under(model, [], {}).in_double().model
     try:
-        with torch.no_grad(), Reading() as reading:
+        with torch.no_grad():
             takes.run(double, takes.draw(1, 0))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"the model does not run in float64, in which modules are proved: {reason}; accepted: "
-            "x.to(weight.dtype) instead of x.float(), and torch.eye(n, dtype=x.dtype)"
+            "x.to(weight.dtype) instead of x.float(), and torch.zeros(n, dtype=x.dtype)"
         ) from error
-    if reading.found:
-        export(double.model, takes, takes.draw(2, 0))
+    check_traceable(double, takes)
 
 
 def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:

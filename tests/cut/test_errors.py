@@ -62,7 +62,7 @@ def test_the_size_of_images_is_that_of_modularize():
     mask = torch.tensor([True, False] * 3)
     module = decompose(modular, {"1": mask})  # found, though 3 x 32 x 32 does not fit
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"does not run on the example: .* 1 channels, but got 3"):
         decompose(model, {"1": mask})
 
 
