@@ -121,6 +121,8 @@ class Params(Strict):
             return subsets
         if len(set(subsets)) < len(subsets):
             raise ValueError(f"{subsets} names something twice")
+        if not subsets:
+            raise ValueError("list should have at least 1 item")
         return {subset: subset for subset in subsets}
 
     @field_validator("subsets")

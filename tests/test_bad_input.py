@@ -400,20 +400,28 @@ ROWS = {
     "no params": Row("prepare --dataset pets", "No such file", remove("params.yaml")),
     # class subsets
     "subset of what is no word": param_row(
-        "subsets", ["cat|dog"], "subsets: 'cat|dog' is no subset, for its '|'; accepted: all, 0-4,"
+        "subsets",
+        ["cat|dog"],
+        "subsets: 'cat|dog' is no name of a subset, for its '|'; accepted: all, 0-4,",
     ),
     "subset that a shell reads": param_row(
-        "subsets", ["$(cat)+dog"], "subsets: '$(cat)+dog' is no subset, for its '$'; accepted:"
+        "subsets",
+        ["$(cat)+dog"],
+        "subsets: '$(cat)+dog' is no name of a subset, for its '$'; accepted:",
     ),
     "subset of a folder above": param_row(
-        "subsets", ["../cat"], "subsets: '../cat' is no subset, for its '.'; accepted: all,"
+        "subsets",
+        ["../cat"],
+        "subsets: '../cat' is no name of a subset, for its '.'; accepted: all,",
     ),
-    "subset of no class": subset_row(["cat dog"], "accepted: all, ranges such as 0-3, and 0 cat"),
+    "subset of no class": subset_row(
+        ["cat dog"], "accepted: all, ranges such as 0-3, file:PATH, random:2@0, and 0 cat"
+    ),
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
     ),
     "no subsets": param_row("subsets", [], "subsets: list should have at least 1 item"),
-    "empty subset": param_row("subsets", [""], "subsets: '' is no subset"),
+    "empty subset": param_row("subsets", [""], "subsets: '' is no name of a subset"),
     "unknown class": subset_row(["cow+0"], "'cow' is no class; accepted: all,"),
     "class twice": subset_row(["cat+0"], "class 0 (cat) is named twice"),
     "range past the end": subset_row(["0-9"], "'0-9' is no range of classes"),

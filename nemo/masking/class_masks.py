@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.masking.losses import check_labels
+from nemo.masking.labels import check_labels
 from nemo.signature import call, evaluating, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries

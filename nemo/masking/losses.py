@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo.masking.labels import check_labels
+
 EPSILON = 1e-12  # the smallest length of a mask
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 ContrastiveForm = Literal["equation", "released"]
 
 
@@ -110,20 +111,3 @@ def _check(masks: Mapping[str, Tensor], labels: Tensor) -> None:
     if not masks:
         raise ValueError("masks is empty: expected {layer: (B, N_l)} with at least one layer")
     check_labels(labels, masks)
-
-
-def check_labels(labels: Tensor, masks: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless labels are (B,) integers, one for each row of the masks (B, N_l):
-    others would broadcast to something."""
-    shape, dtype = getattr(labels, "shape", ()), getattr(labels, "dtype", type(labels).__name__)
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in INTEGERS:
-        raise ValueError(
-            f"labels have shape {tuple(shape)} and type {dtype}; accepted: a tensor (B,) of "
-            "integers, one class per sample"
-        )
-    for layer, mask in masks.items():
-        if mask.ndim != 2 or len(mask) != len(labels):
-            raise ValueError(
-                f"masks[{layer!r}] has shape {tuple(mask.shape)}: expected ({len(labels)}, N_l), "
-                "one row per label"
-            )

@@ -101,7 +101,8 @@ def test_a_distilled_model_loses_the_rows_of_both_heads(monkeypatch):
     expected = whole(images())[:, [4, 2]]
     monkeypatch.setattr(module, "load_cell", lambda folder: whole)
     data = type("Data", (), {"classes": tuple("abcde")})()
-    context = Context(None, Cell("d", "deit_small", "nemo", 0), "e+c", data, Layout())
+    params = type("Params", (), {"text_of": lambda self, subset: subset})()
+    context = Context(params, Cell("d", "deit_small", "nemo", 0), "e+c", data, Layout())
     torch.testing.assert_close(context.standard()(images()), expected)
 
 

@@ -38,7 +38,8 @@ def whole(name):
 def context_of(monkeypatch, name, budget, equal="parameters"):
     data = SimpleNamespace(classes=("cat", "dog"), size=(32, 32))
     monkeypatch.setattr(Context, "budget", lambda self: budget)
-    return Context(None, Cell("pets", name, "nemo", 0), "all", data, None, equal, "budgets")
+    params = SimpleNamespace(text_of=lambda subset: subset)
+    return Context(params, Cell("pets", name, "nemo", 0), "all", data, None, equal, "budgets")
 
 
 @pytest.mark.parametrize(("by", "together"), [("magnitude", 0), ("magnitude", 1), ("taylor", 1)])

@@ -245,7 +245,10 @@ def test_the_committed_cifar10_tables_are_those_of_the_committed_results() -> No
     tables = frames(results)
     assert {table.name for table in TABLES} == {*tables, T8.name}
     for name, frame in tables.items():
-        assert csv_text(frame) == Path(f"reports/cifar10-cpu/{name}.csv").read_text(), name
+        lines = Path(f"reports/cifar10-cpu/{name}.csv").read_text().splitlines(keepends=True)
+        own = [line for line in lines if not line.startswith("svhn,")]  # which stands beside it
+        assert csv_text(frame) == "".join(own), name
+        assert (len(own) < len(lines)) == (name in ("T1-models", "T2-modules", "T7-headline")), name
     assert Path("reports/cifar10-cpu/index.html").stat().st_size < 3e6
 
 
