@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo.config import STANDARD, Params
+from nemo.config import EXTRAS, STANDARD, Params
+
+READ_STANDARD = {"alternatives", "budgets"}  # they begin with the standard model, another cell
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ def cells(params: Params) -> Iterator[Cell]:
             for method in methods:
                 for seed in params.seeds:
                     yield Cell(dataset, model, method, seed)
+
+
+def targets(params: Params, cell: Cell) -> Iterator[str]:
+    """DVC's names of the stages that read nothing of other cells, in the order they run in."""
+    name = f"{cell.dataset}-{cell.model}-{cell.method}-{cell.seed}"
+    yield from (f"train@{name}", f"masks@{name}")
+    for subset in params.subsets:
+        yield from (f"decompose@{name}-{subset}", f"finetune@{name}-{subset}")
+    extras = {extra for extra in EXTRAS if cell.method in getattr(params, extra).of}
+    yield from (f"{extra}@{name}" for extra in sorted(extras - READ_STANDARD))
+    if not extras & READ_STANDARD:
+        yield f"evaluate@{name}"
 
 
 @dataclass(frozen=True)

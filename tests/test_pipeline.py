@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo.cells import Cell
+from nemo.cells import Cell, targets
 from nemo.config import load_params
 from nemo.fingerprint import code_behind, fingerprint
 from nemo.recipe import recipe
@@ -125,6 +126,33 @@ def both(*methods, models=MODELS):
 
 def test_nothing_runs_twice(project):
     assert "Running stage" not in dvc(project, "repro", "--dry")
+
+
+def test_each_cell_may_run_beside_the_others(project):
+    command = "from nemo.cli import main; main(['cells', '--dvc'])"
+    listed = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=project, env={**environment(), "PYTHONPATH": str(project)},
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    made = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    maker = {out["path"]: name for name, stage in made.items() for out in stage["outs"]}
+    shared = ("plan", "plugin@mine.py", "prepare@digits", "report")
+    lines = [shlex.split(line) for line in listed.splitlines()]
+    assert sorted(shlex.split(listed)) == sorted(set(made) - set(shared))
+    for line in lines:
+        for position, name in enumerate(line):
+            needs = {maker.get(dep["path"]) for dep in made[name]["deps"]}
+            assert needs <= {None, *shared, *line[:position]}, name
+
+
+def test_what_reads_another_cell_waits_for_the_end():
+    params = load_params(ROOT / "profiles/cifar10-cpu.yaml")
+    for cell in [Cell("cifar10", "vgg16", "nemo", seed) for seed in params.seeds]:
+        listed = " ".join(targets(params, cell))
+        assert "gap@cifar10-vgg16-nemo-" in listed
+        assert "alternatives@" not in listed
+        assert "evaluate@" not in listed
 
 
 def test_tau_reruns_the_nemo_cells_and_the_variants_that_do_not_override_it(project):

@@ -133,14 +133,19 @@ def evaluate(**names: Any) -> None:
 
 @click.command()
 @params_option
-def cells(params_file: str) -> None:
+@click.option("--dvc", is_flag=True, help="List DVC's names of the stages of each cell instead.")
+def cells(params_file: str, dvc: bool) -> None:
     """List the commands that compute params.yaml's cells without DVC, one a line.
 
     Several may run at once: nemo cells | OMP_NUM_THREADS=1 xargs -P 2 -I @ sh -c @
     """
     params = load_params(params_file)
-    from nemo.cells import cells
+    from nemo.cells import cells, targets
 
+    if dvc:
+        for cell in cells(params):
+            click.echo(shlex.join(targets(params, cell)))
+        return
     given = "" if params_file == "params.yaml" else f" --params {shlex.quote(params_file)}"
     for cell in cells(params):
         names = f"--dataset {cell.dataset} --model {cell.model} --method {cell.method}"

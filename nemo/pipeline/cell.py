@@ -1,7 +1,6 @@
 """All stages of one cell, without DVC: several cells may be computed at once (ours).
 
-DVC holds a lock on what a stage reads, so that two `dvc repro` in one project stop each other. Here
-each step has a lock of its own, and is left out where its result is there and nothing that decides
+Each step has a lock of its own, and is left out where its result is there and nothing that decides
 it has changed. `nemo cells` lists the commands.
 """
 
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nemo.cells import Cell, Layout
+from nemo.cells import READ_STANDARD, Cell, Layout
 from nemo.config import EXTRAS, STANDARD, Params
 from nemo.files import read_json, write_json
 from nemo.locks import locked
@@ -45,7 +44,7 @@ def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
             tuned.append(steps.do("finetune", out, tune, made[-1:]))
         for extra in (name for name in EXTRAS if cell.method in getattr(params, name).of):
             before = list(made)
-            if extra in ("alternatives", "budgets"):  # they begin with the standard model
+            if extra in READ_STANDARD:
                 standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
                 before.append(steps.trained(standard))
             measure = partial(extras.run, extra, params, cell, layout)
