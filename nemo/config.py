@@ -13,7 +13,6 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
     Field,
     ValidationError,
     create_model,
@@ -24,8 +23,8 @@ from pydantic import (
 
 from nemo.fields import MethodName, Name, ParamsError, Strict, Whole
 from nemo.masking.objectives import OBJECTIVES, Objective
+from nemo.mistakes import describe
 from nemo.models.registry import check_model_name
-from nemo.models.shapes import TimmShape
 from nemo.plugins import import_plugins
 from nemo.sections import (
     AlternativesParams,
@@ -254,7 +253,7 @@ def _validated(raw: dict[str, Any], prefix: str = "") -> Params:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = dict.fromkeys(_describe(e, raw, kind) for e in error.errors(include_url=False))
+        lines = dict.fromkeys(describe(e, raw, kind) for e in error.errors(include_url=False))
         raise ParamsError("\n".join(f"{prefix}{line}" for line in lines)) from None
 
 
@@ -274,45 +273,3 @@ def _override(raw: dict[str, Any], key: str, value: Any, where: str, base: Objec
         if not isinstance(place, dict):
             raise ParamsError(f"{where}.{key}: {part} has no keys")
     place[last] = value
-
-
-def _describe(error: Any, raw: Any, kind: type[BaseModel]) -> str:
-    """One pydantic error as `key: what is wrong; what is accepted`."""
-    keys = _written_keys(error["loc"], raw)
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"unknown key; accepted: {', '.join(_fields_at(keys[:-1], kind))}"
-    elif error["type"] == "missing":
-        message = "required, and missing"
-    elif error["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, got {error['input']!r}"
-    return f"{'.'.join(keys)}: {message}" if keys else message
-
-
-def _written_keys(loc: tuple[str | int, ...], raw: Any) -> list[str]:
-    """The part of an error's place that the file has: one value for all families has no `.cnn`."""
-    keys: list[str] = []
-    for part in loc:
-        if not isinstance(raw, dict | list) or (isinstance(raw, list) and isinstance(part, str)):
-            break
-        keys.append(str(part))
-        raw = raw.get(part) if isinstance(raw, dict) else raw[int(part)]
-    return keys
-
-
-def _fields_at(keys: list[str], kind: Any) -> list[str]:
-    """The keys that params.yaml accepts under `keys`."""
-    model: Any = kind
-    for key in keys:
-        field = model.model_fields.get(key)
-        if field is not None:
-            model = _model_in(field.annotation)
-        else:  # a name of the user's own, or timm's
-            model = TimmShape if issubclass(model, Architectures) else DataSource
-    return sorted(model.model_fields)
-
-
-def _model_in(annotation: Any) -> Any:
-    """The pydantic model in an annotation such as `PerFamily[int] | None`."""
-    options = [annotation, *getattr(annotation, "__args__", ())]
-    return next(a for a in options if isinstance(a, type) and issubclass(a, BaseModel))

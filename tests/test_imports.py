@@ -21,7 +21,7 @@ CIRCLES_ALLOWED = {
 PARAMS = {"nemo.fields", "nemo.registry"}
 CALLS = {"nemo.signature"}
 EDGE = PARAMS | {
-    "nemo.cells", "nemo.config", "nemo.plugins", "nemo.sections", "nemo.settings",
+    "nemo.cells", "nemo.config", "nemo.mistakes", "nemo.plugins", "nemo.sections", "nemo.settings",
     "nemo.masking.objectives", "nemo.masking.selectors",
 }  # fmt: skip
 BASICS = EDGE | CALLS | {
