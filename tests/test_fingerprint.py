@@ -50,7 +50,6 @@ MOVES = {
     "nemo.locks": "one process at a time",
     "nemo.masking.objectives.registry": "finds what params name; the objective itself is hashed",
     "nemo.metrics": "what MLflow shows",
-    "nemo.mistakes": "words",
     "nemo.pipeline.extras": "calls the one function that its stage is hashed by",
     "nemo.pipeline.train": "calls `train_cell`, and MLflow",
     "nemo.pipeline.inputs": "reads what `nemo.data` prepared",
