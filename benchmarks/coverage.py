@@ -2,7 +2,7 @@
 
     python -m benchmarks.coverage                       all of coverage.yaml at keep .3 and .7
     python -m benchmarks.coverage --write               and writes reports/coverage.{csv,md}
-    python -m benchmarks.coverage --models resnet18,vit_tiny_patch16_224 --keep 0.3
+    python -m benchmarks.coverage --models resnet18,hf/bert --keep 0.3
 
 Each is made modular and trained for one real step. Then every layer but the classifier gets a
 random mask, the model is cut, and the module is compared with the modular model whose generators
@@ -18,7 +18,9 @@ import multiprocessing
 import os
 import platform
 import time
+from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +33,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import nemo
 from benchmarks.measuring import REPORTS, Row, parser
-from benchmarks.networks import CLASSES, build
+from benchmarks.networks import CLASSES, Draw, build
+from nemo.signature import call, moved
 from tests.oracles.masked import modular_logits
 
 FIELDS = ["family", "model", "keep", "trained", "status", "error", "certificate", "loaded",
@@ -40,6 +43,8 @@ FIELDS = ["family", "model", "keep", "trained", "status", "error", "certificate"
 TOLERANCE = 1e-9
 SEEDS = 20  # narrow models are dead under some masks, which proves nothing: the next seed is taken
 FAMILY_LIMIT = 0.5
+WIDE = torch.zeros((), dtype=torch.float64)
+HF = "hf/"  # Hugging Face's begin with this
 
 
 def randomise(model: nn.Module) -> None:
@@ -54,15 +59,14 @@ def randomise(model: nn.Module) -> None:
             parameter.data = centre + scale * noise
 
 
-def train_step(modular: nn.Module, images: Tensor) -> str:
+def train_step(modular: nn.Module, draw: Draw) -> str:
     """ "yes", or why one step on the task loss and the contrastive loss fails."""
-    generator = torch.Generator().manual_seed(2)
-    batch = torch.randn(4, *images.shape[1:], generator=generator)
     labels = torch.tensor([0, 0, 1, 1])
     optimizer = torch.optim.SGD(modular.parameters(), 1e-3)
     try:
-        logits, masks = modular.train()(batch)
+        logits, masks = call(modular.train(), draw(4, 2))
         logits = getattr(logits, "logits", logits)  # torchvision's Inception has others, too
+        logits = logits.flatten(1, -2).mean(1) if logits.ndim > 2 else logits  # DETR: of queries
         loss = nn.functional.cross_entropy(logits, labels)
         (loss + nemo.contrastive_loss(masks, labels, 0.1)).backward()
         nn.utils.clip_grad_norm_(modular.parameters(), 1.0, error_if_nonfinite=True)
@@ -78,16 +82,15 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".split("\n")[0][:200].replace("|", "/")
 
 
-def calibrate(modular: nemo.Modular, masks: dict[str, Tensor], images: Tensor) -> None:
+def calibrate(modular: nemo.Modular, masks: dict[str, Tensor], draw: Draw) -> None:
     """Give BatchNorms the statistics of the masked model."""
     masked = modular.under(masks).in_double()
     norms = {n: m for n, m in masked.model.named_modules() if isinstance(m, _BatchNorm)}
     for norm in norms.values():
         norm.train()
         norm.momentum = 1.0
-    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        masked(torch.randn(8, *images.shape[1:], generator=generator).double())
+        call(masked, moved(draw(8, 1), WIDE))
     for name, norm in norms.items():
         target = modular.model.get_submodule(name)
         target.running_mean = norm.running_mean
@@ -111,19 +114,19 @@ def random_masks(modular: nemo.Modular, keep: float, seed: int) -> dict[str, Ten
 
 
 def compare(
-    module: nemo.cut.DecomposedModule, modular: nemo.Modular, masks: dict[str, Tensor]
+    module: nemo.cut.DecomposedModule, modular: nemo.Modular, masks: dict[str, Tensor], draw: Draw
 ) -> Row:
     """The module's error, and whether it can be saved and loaded and then says the same."""
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(3, *module.input_size, generator=generator).double()
-    expected = modular_logits(modular, masks, images)
+    inputs = moved(draw(3, 3), WIDE)
+    expected = call(partial(modular_logits, modular, masks), inputs)
     with torch.no_grad():
-        actual = module(images)
+        actual = call(module, inputs)
         error = float((actual - expected).abs().max() / expected.std())
         try:
             with TemporaryDirectory() as folder:
                 nemo.save(module, folder)
-                loaded = "yes" if torch.equal(nemo.load(folder)(images), actual) else "differs"
+                same = torch.equal(call(nemo.load(folder), inputs), actual)
+                loaded = "yes" if same else "differs"
         except (ValueError, RuntimeError) as failure:
             loaded = reason(failure)
     vacuous = module.certificate["vacuous"]
@@ -138,22 +141,25 @@ def measure(task: tuple[str, str, float]) -> Row:
     row: Row = {"family": family, "model": name, "keep": keep}
     started = time.perf_counter()
     try:
-        model, images = build(name)
-        row["size"] = images.shape[-1]
+        model, draw = build(name)
+        example = draw(2, 0)
+        first = next(iter(example.values())) if isinstance(example, dict) else example
+        row["size"] = first.shape[-1]
         randomise(model)
-        modular = nemo.modularize(model, example=images)
-        row["trained"] = train_step(modular, images)
+        output = "logits" if name.startswith(HF) else None
+        modular = nemo.modularize(model, example, output=output)
+        row["trained"] = train_step(modular, draw)
         modular.double()
         for seed in range(SEEDS):
             row["seed"] = seed
             masks = random_masks(modular, keep, seed)
-            calibrate(modular, masks, images)
+            calibrate(modular, masks, draw)
             started = time.perf_counter()
             module = nemo.decompose(modular, masks, tolerance=TOLERANCE)
             if not module.certificate["vacuous"]:
                 break
         seconds = time.perf_counter() - started
-        row |= compare(module, modular, masks)
+        row |= compare(module, modular, masks, draw)
     except Exception as error:  # the table must say what went wrong with each model
         seconds = time.perf_counter() - started
         return {**row, "status": reason(error), "seconds": round(seconds, 1)}
@@ -204,7 +210,7 @@ def table(rows: pd.DataFrame) -> str:
     )
     for what in ("trained", "loaded"):
         columns[what] = models[what].agg(lambda each: " ".join(sorted(set(each.dropna()))))
-    columns |= {"seconds": models["seconds"].max(), "image": models["size"].first()}
+    columns |= {"seconds": models["seconds"].max(), "size": models["size"].first()}
     wide = pd.DataFrame(columns, index=named.index.unique()).astype(object).fillna("")
     return str(wide.reset_index().to_markdown(index=False, disable_numparse=True))
 
@@ -220,8 +226,10 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
         "the task loss and the contrastive loss; loaded: what was saved says the same. "
         f"Seconds: the slower of one process on a {platform.machine()} CPU with {os.cpu_count()} "
         f"cores, torch {torch.__version__.split('+')[0]}, timm {version('timm')}, torchvision "
-        f"{version('torchvision').split('+')[0]}."
+        f"{version('torchvision').split('+')[0]}. Size: the side of an image, or tokens of a text."
     )
+    if rows["model"].str.startswith(HF).any():
+        caption += f" Of hf/: transformers {version('transformers')}."
     text = "\n\n".join(["# Architectures, decomposed", *summaries, caption, table(rows)])
     (folder / "coverage.md").write_text(f"{text}\n")
 
@@ -235,6 +243,9 @@ def main() -> None:
     families = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
     known = {name: family for family, names in families.items() for name in names}
     names = arguments.models.split(",") if arguments.models else list(known)
+    missing = [name for name in names if name.startswith(HF)]
+    if missing and find_spec("transformers") is None:
+        options.error(f"{', '.join(missing)}: need transformers: pip install -e '.[zoo]'")
     tasks = [(known.get(name, "given"), name, keep) for name in names for keep in arguments.keep]
     found = []
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=20) as pool:

@@ -1,27 +1,38 @@
-"""The networks of `benchmarks.coverage`: timm's, torchvision's, and some written by hand here.
+"""The networks of `benchmarks.coverage`: timm's, torchvision's, Hugging Face's, and some written by
+hand here.
 
-A name is timm's own, `torchvision/NAME` or `own/NAME`. All have 10 classes and random weights.
+A name is timm's own, `torchvision/NAME`, `hf/NAME` or `own/NAME`. All have 10 classes and random
+weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from benchmarks import hugging_face
+
+Inputs = Tensor | dict[str, Tensor]
+Draw = Callable[[int, int], Inputs]  # a batch, from its size and a seed
 SIZES = (64, 96, 128, 224, 240, 256, 299)
 CLASSES = 10
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The model at the smallest image size that it takes, and a batch of two such inputs."""
-    if name.startswith("own/"):
-        torch.manual_seed(0)
-        make, shape = OWN[name.removeprefix("own/")]
-        return make().eval(), torch.randn(2, *shape)
+def build(name: str) -> tuple[nn.Module, Draw]:
+    """The model at the smallest image size that it takes, and what draws a batch of its inputs."""
+    library, _, own = name.partition("/")
+    torch.manual_seed(0)
+    if library == "hf":
+        of_classes, draw = hugging_face.MODELS[own]
+        return of_classes(CLASSES).eval(), draw
+    if library == "own":
+        make, shape = OWN[own]
+        return make().eval(), partial(_images, shape)
     failure: Exception | None = None
     for size in SIZES:
         for arguments in ({"img_size": size}, {"image_size": size}, {}):
@@ -32,10 +43,14 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
                 with torch.no_grad():
                     model.train()(torch.cat([images, images]))  # some have more layers then
                     model.eval()(images)
-                return model, images
+                return model, partial(_images, (3, size, size))
             except (TypeError, RuntimeError, AssertionError, ValueError, IndexError) as error:
                 failure = error
     raise RuntimeError(f"no image size works: {failure}")
+
+
+def _images(shape: tuple[int, ...], batch: int, seed: int) -> Tensor:
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -19,6 +19,11 @@ from nemo.signature import Signature, call, pick
 
 aten = torch.ops.aten
 NUMBERS = (aten.item.default, aten._local_scalar_dense.default)
+EYES = (aten.eye.default, aten.eye.m)
+WORDS = {  # in torch's words: in the user's
+    "data-dependent": "it decides by the values of a tensor, as `if x.mean() > 0` does",
+    ".numpy()": "it computes with numpy",
+}
 BATCH = (
     "the model cannot be traced: it takes the batch size for a number, as len(x), int(x.shape[0]) "
     "and a loop over samples do; accepted: x.shape[0] itself, in view and expand, and x.flatten(1)"
@@ -49,7 +54,8 @@ def export(
         with torch.no_grad(), redirect_stderr(said):
             exported = torch.export.export(model, args, named, dynamic_shapes=sizes, strict=False)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        said_so = str(error).strip().splitlines()[0][:200]
+        reason = next((own for theirs, own in WORDS.items() if theirs in said_so), said_so)
         raise ValueError(
             f"the model cannot be traced: {reason}{_place(error)}; accepted: what is computed "
             "from tensors by torch alone, such as torch.where in place of if"
@@ -62,6 +68,12 @@ def export(
         raise ValueError(
             "the model cannot be traced: it takes a number out of a tensor, as x.max().item() "
             f"does{_line(read)}; accepted: the tensor itself, as x.max() is"
+        )
+    square = next((n for n in exported.graph.nodes if n.target in EYES and n.all_input_nodes), None)
+    if square is not None:  # facts are those of one sample, and this is then a constant 1
+        raise ValueError(
+            f"the model cannot be traced: torch.eye of the batch size{_line(square)}; accepted: "
+            "what is computed for each sample alone"
         )
     returned = exported.graph.output_node().args[0][0].meta["val"]
     if isinstance(returned.shape[0], int):

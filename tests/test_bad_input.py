@@ -949,7 +949,7 @@ def damaged_checkpoint() -> None:
 API: dict[str, tuple[Callable[[], object], str]] = {
     "a model that cannot be traced": (
         lambda: nemo.decompose(Branching(), {}),
-        "the model cannot be traced: Could not guard",
+        "the model cannot be traced: it decides by the values of a tensor",
     ),
     "a model without layers": (
         lambda: nemo.modularize(nn.Sequential(nn.Conv2d(3, 4, 3))),
@@ -980,7 +980,7 @@ API: dict[str, tuple[Callable[[], object], str]] = {
     "a class twice": (lambda: module([1, 1]), "classes must be distinct, at least one, in 0..3"),
     "masks of a class that does not exist": (
         lambda: all_ones().select([4]),
-        "must lie in 0..3, got",
+        "no masks of class 4; accepted: 0..3",
     ),
     "masks of no classes": (lambda: all_ones().select([]), "distinct and at least one, got []"),
     "masks of a class by its name": (

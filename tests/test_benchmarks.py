@@ -1,11 +1,12 @@
 from dataclasses import replace
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
-from benchmarks import defaults, kills, many_classes, module_speed, same_bytes
+from benchmarks import coverage, defaults, kills, many_classes, module_speed, same_bytes
 from benchmarks.clones import changed, small_params
 from benchmarks.coverage import FIELDS, write
 from benchmarks.coverage import measure as measure_coverage
@@ -55,6 +56,26 @@ def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
     assert "Keep 0.3: 1 of 2 exact" in text
     assert "1 of them trained for a step, saved and loaded" in text
     assert "| no_such_model |" in text
+
+
+def test_the_coverage_benchmark_has_rows_of_hugging_face(tmp_path):
+    pytest.importorskip("transformers")
+    row = measure_coverage(("hugging face", "hf/bert", 0.3))
+    assert [row[key] for key in ("trained", "status", "loaded")] == ["yes", "exact", "yes"]
+    assert row["error"] < 1e-11
+    assert row["parameters_left"] < 0.35
+    write(pd.DataFrame([row], columns=FIELDS), tmp_path)
+    assert f"transformers {version('transformers')}" in (tmp_path / "coverage.md").read_text()
+
+
+def test_the_coverage_benchmark_says_at_once_that_transformers_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(coverage, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["coverage", "--models", "resnet18,hf/bert"])
+    with pytest.raises(SystemExit):
+        coverage.main()
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].endswith("hf/bert: need transformers: pip install -e '.[zoo]'")
+    assert not said.out
 
 
 def test_the_speed_benchmark_measures_modules_as_cut_and_folded():

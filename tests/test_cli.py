@@ -130,6 +130,9 @@ def test_a_module_describes_itself_and_classifies_images(project, tmp_path):
     assert "classes      0, 1\n" in card
     assert "cut from     digits/resnet18/nemo-0\n" in card
     assert "fine-tuned   yes" in card
+    nemo.save(nemo.load(folder), tmp_path / "other", {"finetuned": None})  # or tuned elsewhere
+    card = CliRunner().invoke(cli, ["inspect", str(tmp_path / "other")]).output
+    assert "fine-tuned   not recorded\n" in card
     data = load(project / "data/digits")
     files = []
     for i, image in enumerate(data.restrict([0, 1]).splits["test"].images[:3]):

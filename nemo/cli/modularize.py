@@ -228,6 +228,7 @@ def _named_as_options() -> Iterator[None]:
         text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
         text = re.sub(r"^(classes|keep|device): ", r"--\1: ", text, flags=re.M)
         text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
+        text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
         text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
         for key, name in TUNED.items():
             option = "--" + name.replace("_", "-")

@@ -121,7 +121,7 @@ def card(module: DecomposedModule) -> dict[str, str]:
     share = report["parameters"] / report["parent_parameters"]
     work = report["flops"] / report["parent_flops"]
     layers, tuned = report["layers"].values(), info.get("finetuned")
-    reached = f"yes, validation accuracy {tuned['val_accuracy']:.3f}" if tuned else "no: as cut"
+    reached = f"yes, validation accuracy {tuned['val_accuracy']:.3f}" if tuned else "not recorded"
     kept, total = (sum(layer[key] for layer in layers) for key in ("kept", "total"))
     return {
         "classes": ", ".join(map(str, names)),
@@ -131,7 +131,8 @@ def card(module: DecomposedModule) -> dict[str, str]:
         "parameters": f"{report['parameters']:,} ({share:.1%} of the parent)",
         "FLOPs": f"{report['flops']:,} an image ({work:.1%} of the parent)",
         "neurons": f"{kept:,} of {total:,}, of all layers; those that are not masked count whole",
-        "certificate": f"error {module.certificate['error']:.1e} of the logits' standard deviation",
+        "certificate": f"when cut, error {module.certificate['error']:.1e} "
+        "of the logits' standard deviation",
         "fine-tuned": reached,
         "cut from": info.get("cell", "a model that the file does not name"),
         "parent": info.get("parent_sha256", "unknown"),

@@ -9,6 +9,7 @@ asks for. So a masked k channel kills its q channel, and a masked gate the branc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,8 +87,10 @@ def analyse(traced: Traced, rule: Any, inputs: Sequence[Tensor], wanted: Tensor 
         if node.op == "placeholder":
             # One element, repeated: parameters are as large as the model.
             facts.live[node] = torch.tensor(node in traced.inputs).expand(facts.value[node].shape)
-    for node in traced.calls():
-        _spread(facts, node)
+    with warnings.catch_warnings():  # of torch itself, when it first loads its derivatives
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        for node in traced.calls():
+            _spread(facts, node)
     for node, live in facts.live.items():
         facts.need[node] = torch.zeros_like(live) if facts.moves(node) else live
     everything = torch.ones_like(facts.live[traced.output])

@@ -126,7 +126,8 @@ def prepare(
     height, width = splits["train"].images.shape[2:]
     if height != width:
         raise DataError(
-            f"data.{name}: images of {width} x {height}; accepted: square ones, so set its size"
+            f"data.{name}: images of {width} x {height}; "
+            f"accepted: square ones, or data.{name}.size to make them so"
         )
     if source.crop >= height:
         raise DataError(

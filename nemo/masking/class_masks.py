@@ -56,8 +56,9 @@ class ClassMasks(dict[str, Tensor]):
             raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]") from None
         if not chosen or len(set(chosen)) < len(chosen):
             raise ValueError(f"classes must be distinct and at least one, got {chosen}")
-        if not all(0 <= c < self.num_classes for c in chosen):
-            raise ValueError(f"classes must lie in 0..{self.num_classes - 1}, got {chosen}")
+        unknown = [c for c in chosen if not 0 <= c < self.num_classes]
+        if unknown:
+            raise ValueError(f"no masks of class {unknown[0]}; accepted: 0..{self.num_classes - 1}")
         return SubsetMasks({layer: mask[chosen].any(0) for layer, mask in self.items()}, chosen)
 
 

@@ -86,9 +86,18 @@ def _owners(logits: Tensor, view: torch.Size, softmax: int | None, left: Added) 
         if softmax is not None:
             weights -= weights.roll(1, softmax)
         for key, size in _gradients(logits, weights, left).items():
-            if int((size > NOISE * size.max()).flatten(0, -2).any(0).sum()) > allowed:
+            reached = int((size > NOISE * size.max()).flatten(0, -2).any(0).sum())
+            hidden = softmax is not None and view[softmax] == 2 and not _alike(size)
+            if reached > allowed or hidden:
                 del left[key]
     return set(left)
+
+
+def _alike(sizes: Tensor) -> bool:
+    """Whether two channels reach the difference of two logits by as much, as these themselves do;
+    two neurons right before two logits do not."""
+    two = sizes.flatten(0, -2).sum(0).topk(min(2, sizes.shape[-1])).values
+    return bool(two[0] - two[-1] <= NOISE * two[0])
 
 
 def _gradients(logits: Tensor, weights: Tensor, of: Added) -> dict[Key, Tensor]:

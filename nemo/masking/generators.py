@@ -22,7 +22,7 @@ from nemo.masking.autograd import Pool, Scale
 from nemo.masking.hooks import acting
 from nemo.masking.inspection import signature
 from nemo.masking.probe import is_transposed
-from nemo.masking.sites import PLAIN, Site, example_input, find_sites, overwritable
+from nemo.masking.sites import PLAIN, Site, find_sites, overwritable, seen
 from nemo.masking.under import Under, check_early
 from nemo.signature import Signature, bare, moved, pick
 
@@ -231,7 +231,7 @@ def takes_of(model: nn.Module, example: Any = None, output: str | int | None = N
     if isinstance(model, Modular):
         output = model.takes.output if output is None else output
         return model.takes if example is None else signature(model.model, example, output)
-    return signature(model, example_input(model) if example is None else example, output)
+    return seen(model, example, output)
 
 
 def under(model: nn.Module, masks: Mapping[str, Tensor], example: Any = None) -> Under:

@@ -27,12 +27,15 @@ from nemo.signature import (
 )
 
 
-def signature(model: nn.Module, example: Any, output: str | int | None = None) -> Signature:
+def signature(
+    model: nn.Module, example: Any, output: str | int | None = None, called: str = "the example"
+) -> Signature:
     """How `model` is called with batches like `example`, seen by running it in eval mode.
 
     Args:
         output: see `Signature`; a single tensor need not be named, unless in train mode there are
             others beside it.
+        called: what errors call the example.
 
     Raises:
         ValueError: an example of another kind; a model that returns no tensor, or several and
@@ -43,7 +46,7 @@ def signature(model: nn.Module, example: Any, output: str | int | None = None) -
     reference = next(model.parameters(), torch.zeros(()))
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         own = tree_map(torch.clone, moved(example, reference))  # which the model may write into
-        returned, ranges = _watched(model, own, tensors)
+        returned, ranges = _watched(model, own, tensors, called)
         inputs = zip(names, tensors, ranges, strict=True)
         if isinstance(returned, Tensor) and output is not None:  # auxiliary heads, in train mode
             _key_of(_in_training(model, moved(example, reference)), output)
@@ -85,7 +88,9 @@ def _listed(model: nn.Module, example: Any) -> tuple[list[Tensor], list[str], bo
     return tensors, names[: len(tensors)], False
 
 
-def _watched(model: nn.Module, batch: Any, tensors: Sequence[Tensor]) -> tuple[Any, list[int]]:
+def _watched(
+    model: nn.Module, batch: Any, tensors: Sequence[Tensor], called: str
+) -> tuple[Any, list[int]]:
     """What a model returns, and the size of the smallest embedding that reads each input, or 0."""
     given = list(batch.values()) if isinstance(batch, Mapping) else batch
     given = list(given) if isinstance(given, (tuple, list)) else [given]
@@ -104,7 +109,7 @@ def _watched(model: nn.Module, batch: Any, tensors: Sequence[Tensor]) -> tuple[A
         return call(model, batch), sizes
     except (TypeError, RuntimeError, ValueError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the model does not run on the example: {reason}") from error
+        raise ValueError(f"the model does not run on {called}: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

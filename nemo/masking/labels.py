@@ -10,15 +10,19 @@ from torch import Tensor
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
-def check_labels(labels: Tensor, masks: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless labels are (B,) integers, one for each row of the masks (B, N_l):
-    others would broadcast to something."""
+def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:
+    """Raise ValueError unless labels are (B,) integers, one for each row of the masks (B, N_l),
+    and positions of `classes`: others would broadcast to something."""
     shape, dtype = getattr(labels, "shape", ()), getattr(labels, "dtype", type(labels).__name__)
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in INTEGERS:
         raise ValueError(
             f"labels have shape {tuple(shape)} and type {dtype}; accepted: a tensor (B,) of "
             "integers, one class per sample"
         )
+    if classes is not None:
+        unknown = labels[(labels < 0) | (labels >= classes)]
+        if len(unknown):
+            raise ValueError(f"labels hold {int(unknown[0])}; accepted: 0..{classes - 1}")
     for layer, mask in masks.items():
         if mask.ndim != 2 or len(mask) != len(labels):
             raise ValueError(

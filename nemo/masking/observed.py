@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from nemo.masking.class_masks import ClassMasks, sample_bits
 from nemo.masking.generators import Modular
 from nemo.masking.selectors import SELECTORS
+from nemo.signature import evaluating
 
 T = TypeVar("T")
 
@@ -83,6 +85,9 @@ def class_masks(
         settings: those of the selector, such as `keep=0.3` of taylor: the share of each layer's
             neurons that a class keeps.
 
+    Warns:
+        UserWarning: the model has classes above the largest label: they get no masks.
+
     Raises:
         ValueError: no such selector or setting, no batches, or a class without samples.
     """
@@ -106,4 +111,17 @@ def choose(observed: Observed, selector: str, settings: Mapping[str, Any]) -> Cl
             f"{selector}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; "
             f"its settings: {accepted}"
         ) from None
-    return chosen.choose(observed, params)
+    masks = chosen.choose(observed, params)
+    observed.once("unseen", lambda: _warn_of_unseen(observed.modular, masks.num_classes))
+    return masks
+
+
+def _warn_of_unseen(modular: Modular, seen: int) -> None:
+    """Of classes above the largest label; those below it are an error."""
+    takes, like = modular.takes, next(modular.parameters())
+    with evaluating(modular), torch.no_grad():
+        logits = takes.run(modular.model, takes.lowest(1, like))
+    if logits.ndim == 2 and seen < logits.shape[1]:
+        last = logits.shape[1] - 1
+        which = f"class {last}" if seen == last else f"classes {seen}..{last}"
+        warnings.warn(f"no sample of {which} of the model: no masks of them", stacklevel=6)

@@ -79,6 +79,16 @@ def example_input(model: nn.Module) -> Tensor:
     return batch.to(reference.device, reference.dtype)
 
 
+def seen(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:
+    """`signature`; without an example, of images of the size the model says it takes."""
+    if example is not None:
+        return signature(model, example, output)
+    images = example_input(model)
+    size = " x ".join(map(str, images.shape[1:]))
+    tried = f"images of {size} (tried, as there is no example=)"
+    return signature(model, images, output, tried)
+
+
 def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
     """Every convolution and Linear of `model`, in call order, each masked or with a `skip` reason.
 
@@ -89,7 +99,7 @@ def find_sites(model: nn.Module, example: Any = None) -> list[Site]:
         example: a batch, or the `Signature` seen from one; by default images.
     """
     if not isinstance(example, Signature):
-        example = signature(model, example_input(model) if example is None else example)
+        example = seen(model, example)
     calls, logits = probe(model, example)
     heads = classifiers(model, example)
     counts = Counter((call.name, call.part) for call in calls)

@@ -67,9 +67,10 @@ def _train_step(
             shape = getattr(output, "shape", None)
             if not distilled and shape != (len(images), classes):
                 got = type(output).__name__ if shape is None else tuple(shape)
+                wanted = "that returns logits in both modes, such as one without auxiliary heads"
                 raise ValueError(
                     f"in train mode it returns {got}, not (B, {classes}) logits; accepted: a model "
-                    "that returns logits in both modes, such as one without auxiliary heads"
+                    + (wanted if shape is None else f"of {classes} classes")
                 )
             loss = task(output, images, labels) + contrastive_loss(masks, labels, tau=0.2)
             loss.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -56,14 +58,32 @@ def test_a_wrong_module_is_caught_with_the_layer(
         decompose(model, random_masks(model, 0.5))
 
 
+NO_EXAMPLE = r"not run on images of 3 x 32 x 32 \(tried, as there is no example=\): .* but got 3"
+
+
 def test_the_size_of_images_is_that_of_modularize():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(96, 3))
     modular = nemo.modularize(model, example=torch.zeros(1, 1, 8, 8))
     mask = torch.tensor([True, False] * 3)
     module = decompose(modular, {"1": mask})  # found, though 3 x 32 x 32 does not fit
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
-    with pytest.raises(ValueError, match=r"does not run on the example: .* 1 channels, but got 3"):
+    with pytest.raises(ValueError, match=NO_EXAMPLE):
         decompose(model, {"1": mask})
+    with pytest.raises(ValueError, match=NO_EXAMPLE):
+        nemo.modularize(model)
+
+
+FIRST_CUT = """
+import torch, nemo
+net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3))
+nemo.decompose(net, {"0": torch.arange(4) < 2})
+"""
+
+
+def test_the_first_cut_of_a_process_warns_of_nothing():
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", FIRST_CUT]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.stderr == ""
 
 
 def test_images_of_another_size_are_refused_where_constants_know_theirs(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import nemo
 from nemo.masking.class_masks import coupling_matrix, dead_classes, mask_frequency
+from nemo.signature import Signature
 from tests.oracles import masks as oracle
 
 
@@ -100,6 +101,10 @@ def test_metrics_agree_with_scikit_learn():
 
 class Echo(torch.nn.Module):
     """A 'modular model' whose masks are its images, to test the streaming alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.takes = torch.nn.Linear(12, 3), Signature.of_images((12,))
 
     def forward(self, images):
         return images, {"l": images}

@@ -1,5 +1,7 @@
 """Class masks of a network trained elsewhere, against the scores computed neuron by neuron."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,3 +118,34 @@ def test_mistakes_are_one_line(net, loader, arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         nemo.class_masks(modular, loader, **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("selector", ["taylor", "activation"])
+def test_labels_of_another_shape_are_refused(net, loader, selector):
+    modular = nemo.modularize(net, loader[0][0])
+    column = [(images, labels[:, None]) for images, labels in loader]
+    message = r"labels have shape \(4, 1\) and type .*; accepted: a tensor \(B,\)"
+    with pytest.raises(ValueError, match=message):
+        nemo.class_masks(modular, column, selector=selector, keep=0.5)
+    with pytest.raises(ValueError, match=message):
+        nemo.shrink(modular, column, [0], keep=0.5, selector=selector)
+
+
+def test_a_label_that_is_no_class_of_the_model_is_named(net, loader):
+    modular = nemo.modularize(net, loader[0][0])
+    more = [(images, labels + 2) for images, labels in loader]
+    with pytest.raises(ValueError, match=r"^labels hold 3; accepted: 0\.\.2$"):
+        nemo.class_masks(modular, more, selector="taylor", keep=0.5)
+
+
+@pytest.mark.parametrize(("classes", "which"), [(2, "class 2"), (1, "classes 1..2")])
+def test_classes_of_the_model_without_samples_are_named(net, loader, classes, which):
+    modular = nemo.modularize(net, loader[0][0])
+    fewer = [(images, labels % classes) for images, labels in loader]
+    with pytest.warns(UserWarning, match=f"no sample of {which} of the model: no masks of") as said:
+        masks = nemo.class_masks(modular, fewer, selector="taylor", keep=0.5)
+    assert said[0].filename == __file__
+    assert masks.num_classes == classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nemo.class_masks(modular, loader)

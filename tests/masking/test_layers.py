@@ -142,6 +142,11 @@ HEADS = {
     "logits in a dict": (nn.Conv2d(8, 4, 1), lambda x: {"logits": x.mean((2, 3))}, "head"),
     "scaled": (nn.Sequential(nn.Conv2d(8, 4, 8), nn.Flatten()), lambda x: 3 * x, "head.0"),
     "two classes": (nn.Conv2d(8, 2, 1), lambda x: x.mean((2, 3)).log_softmax(1), "head"),
+    "two classes, the largest": (
+        nn.Conv2d(8, 2, 1),
+        lambda x: x.amax((2, 3)).log_softmax(1),
+        "head",
+    ),
     "one logit, squeezed": (nn.Conv2d(8, 1, 8), lambda x: x.flatten(), "head"),
     "one logit and its opposite": (
         nn.Conv2d(8, 1, 8),
@@ -203,6 +208,17 @@ def test_each_of_several_heads_is_a_classifier_in_any_precision(join, dtype):
     assert {site.layer for site in sites if site.skip == CLASSIFIER} == {"heads.0", "heads.1"}
     assert [site.layer for site in sites if site.skip is None] == ["hidden"]
     assert next(model.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("softmax", [nn.Identity(), nn.Softmax(1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("activation", [nn.Tanh(), nn.ReLU()])
+def test_two_neurons_right_before_two_logits_are_no_classifier(softmax, activation):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        first, hidden, last = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(2, 2)
+        model = nn.Sequential(first, nn.Tanh(), hidden, activation, last, softmax)
+        sites = find_sites(model, torch.randn(4, 6))
+        assert [site.layer for site in sites if site.skip == CLASSIFIER] == ["4"]
 
 
 def test_a_layer_as_wide_as_the_logits_is_no_classifier():

@@ -229,16 +229,21 @@ def _each(x: Tensor) -> Tensor:
     return torch.stack([one * 2 for one in x])
 
 
+def _eye(x: Tensor) -> Tensor:
+    return (torch.eye(x.shape[0], dtype=x.dtype) @ x.flatten(1)).view_as(x)
+
+
 def _sized(x: Tensor) -> Tensor:
     return x * 2 if x.shape[0] > 2 else x + x
 
 
 @pytest.mark.parametrize(("after", "message"), [
     (_item, r"it takes a number out of a tensor, .* \(test_unusual.py:\d+\); accepted: the tensor"),
-    (_branch, r"Could not guard on .* \(test_unusual.py:\d+\); accepted: .* torch.where in place"),
-    (_numpy, r"\.numpy\(\) is not supported .* \(test_unusual.py:\d+\); accepted: "),
+    (_branch, r"it decides by the values .* \(test_unusual.py:\d+\); accepted: .* torch.where in"),
+    (_numpy, r"traced: it computes with numpy \(test_unusual.py:\d+\); accepted: "),
     (len, r"'int' object has no attribute 'mean'"),
     (_each, "it takes the batch size for a number, as .* a loop over samples do; accepted: "),
+    (_eye, r"traced: torch.eye of the batch size \(test_unusual.py:\d+\); accepted: what is"),
     (_sized, "it takes the batch size for a number, as len"),
 ])  # fmt: skip
 def test_what_no_graph_can_say_is_one_line_in_modularize(

@@ -22,8 +22,8 @@ def masked_logits(model: nn.Module, masks: Mapping[str, Tensor], *inputs: Tensor
     Args:
         masks: {layer: (N_l,)}; "x.q", "x.k" and "x.v" are the thirds of a Linear "x.qkv".
     """
-    model = _double(model, inputs)
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    model = _double(model, *inputs)
+    inputs = tuple(map(_wide, inputs))
     factors: dict[Call, Tensor] = {}
     for layer, mask in masks.items():
         module, rows = _rows(model, layer, mask)
@@ -49,9 +49,9 @@ def masked_logits(model: nn.Module, masks: Mapping[str, Tensor], *inputs: Tensor
         return model(*inputs)
 
 
-def _double(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    with torch.no_grad():
-        model(*inputs)  # or computed weights hang on the graph of a loss, and cannot be copied
+def _double(model: nn.Module, *inputs: Tensor, **named: Tensor) -> nn.Module:
+    with torch.no_grad():  # or computed weights hang on the graph of a loss, and cannot be copied
+        model(*inputs, **named)
     return copy.deepcopy(model).double().eval()
 
 
@@ -105,12 +105,14 @@ class Fixed(nn.Module):
         return self.get_buffer("mask").expand(len(pooled), -1)
 
 
-def modular_logits(modular: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Any:
+def modular_logits(
+    modular: Any, masks: Mapping[str, Tensor], *inputs: Tensor, **named: Tensor
+) -> Any:
     """What a modular model says in float64 when its generators put out `masks`, or ones.
 
     Layers that are masked here, and have no generator, are given one.
     """
-    fixed = _double(modular, inputs)
+    fixed = _double(modular, *inputs, **named)
     fixed.sites = [
         replace(site, skip=None) for site in fixed.found if site.skip is None or site.layer in masks
     ]
@@ -123,4 +125,8 @@ def modular_logits(modular: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -
     )
     fixed.double()
     with torch.no_grad():
-        return fixed(*(x.double() if x.is_floating_point() else x for x in inputs))[0]
+        return fixed(*map(_wide, inputs), **{k: _wide(x) for k, x in named.items()})[0]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x

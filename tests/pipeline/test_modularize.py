@@ -68,6 +68,17 @@ def test_classes_of_any_name_become_a_module(tmp_path, monkeypatch):
     assert {line.split("\t")[1] for line in predicted.output.splitlines()} == {"C++"}
 
 
+def test_images_that_need_a_size_name_the_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / f"wide/{name}").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 16)).save(tmp_path / f"wide/{name}/{i}.png")
+    said = run("--model", "resnet18", "--data", "wide", "--list-layers").output
+    assert "images of 20 x 16; accepted: square ones, or --size to make them so" in said
+    assert said.count("\n") == 1
+
+
 def test_an_image_folder_becomes_a_fine_tuned_module(made):
     root, output = made
     module = nemo.load(root / "modules/a")
@@ -173,8 +184,11 @@ def test_a_model_that_cannot_be_trained_is_found_before_training(made):
             self.head, self.other = nn.Linear(8, 3), nn.Linear(8, 3)
 
         def forward(self, x):
-            x = self.second(self.first(x)).mean((2, 3))
+            x = self.body(x)
             return (self.head(x), self.other(x)) if self.training else self.head(x)
+
+        def body(self, x):
+            return self.second(self.first(x)).mean((2, 3))
 
     wrong = (
         r"^the model cannot be trained: in train mode it returns tuple, not \(B, 3\) logits; acc"
@@ -182,6 +196,10 @@ def test_a_model_that_cannot_be_trained_is_found_before_training(made):
     with pytest.raises(ValueError, match=wrong):
         rehearse(modularize(Auxiliary()), data)
     rehearse(modularize(Auxiliary()), data, distilled=True)
+    four = Auxiliary().eval()
+    four.head, four.forward = nn.Linear(8, 4), lambda x: four.head(four.body(x))
+    with pytest.raises(ValueError, match=r"returns \(8, 4\), not \(B, 3\) .* model of 3 classes$"):
+        rehearse(modularize(four), data)
 
 
 class Overwritten(nn.Module):

@@ -58,13 +58,15 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
     import torch.nn.functional as F
 
     from nemo.masking.hooks import acting
+    from nemo.masking.labels import check_labels
     from nemo.signature import call, evaluating, moved, pick
 
     modular = observed.modular
     model, like = modular.model, next(modular.parameters())
     with evaluating(model):
         for inputs, labels in observed.batches:
-            labels, sizes = labels.to(like.device), modular.layers
+            check_labels(labels, {})
+            labels, sizes = labels.long().to(like.device), modular.layers
             masks = {k: like.new_ones(len(labels), n).requires_grad_() for k, n in sizes.items()}
             magnitudes: list[Tensor] = []
 
@@ -77,6 +79,7 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
             with torch.enable_grad(), acting(model, modular.sites, masks, scale):
                 logits = pick(call(model, moved(inputs, like)), modular.takes.output)
                 if by_gradient:
+                    check_labels(labels, {}, logits.shape[1])
                     total = F.cross_entropy(logits, labels, reduction="sum")
                 else:
                     total = torch.stack(magnitudes).sum()
