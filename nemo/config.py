@@ -102,6 +102,14 @@ class Params(Strict):
                 _override(raw, key, value, f"variants.{method}", base)
         return _validated(raw, f"variants.{method}.")
 
+    def start_of(self, method: str) -> TrainParams | None:
+        """How the standard model was trained that a method starts from; None from random weights.
+
+        Raises:
+            ParamsError: see `for_method`.
+        """
+        return self.train if self.for_method(method).train.start else None
+
     def section(self, name: str | None) -> Any:
         """A method's own section, by its key; None where it has none."""
         return None if name is None else getattr(self, name)
@@ -228,6 +236,8 @@ def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
         if isinstance(plugins, list):
             import_plugins(map(str, plugins))
         params = _validated(raw)
+        if params.train.start:  # else the standard model would start from itself
+            lines.append(f"train.start: {params.train.start!r}; accepted: in `variants` alone")
         for name in params.variants:
             try:
                 params.for_method(name)

@@ -22,7 +22,8 @@ from nemo.masking.selectors import SELECTORS
 from nemo.models.registry import MODELS, Shape, family_named
 from nemo.models.shapes import DeitShape
 from nemo.results import result_files
-from nemo.settings import flat, objective_settings, settings
+from nemo.sections import TrainParams
+from nemo.settings import flat, objective_settings, settings, start_settings
 
 Recipe = dict[str, Any]
 PACKAGE = "nemo."
@@ -53,9 +54,21 @@ PREPARING = tuple(
 STAGES = ("train", "masks", "decompose", "finetune", "evaluate", *EXTRAS)
 
 
-def training(params: Params, base: Objective, model: str, shape: Shape, family: Family) -> Recipe:
-    """What decides the weights of a model, besides its images, seed and device."""
-    groups = {"architecture": shape, "train": params.train, **objective_settings(params, base)}
+def training(
+    params: Params,
+    base: Objective,
+    model: str,
+    shape: Shape,
+    family: Family,
+    start: TrainParams | None = None,
+) -> Recipe:
+    """What decides the weights of a model, besides its images, seed and device.
+
+    Args:
+        start: of the standard model whose weights it starts from.
+    """
+    groups = {"architecture": shape, "train": params.train, **start_settings(start)}
+    groups |= objective_settings(params, base)
     code = ["nemo.training.cell", *_homes(model, base)]
     if isinstance(shape, DeitShape):
         code.append(MODELS["resnet18"].home)  # its teacher
@@ -76,7 +89,8 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
     own, base = params.for_method(cell.method), params.base_of(cell.method)
     family = family_named(cell.model)
     if stage == "train":
-        return training(own, base, cell.model, own.architecture.of(cell.model), family)
+        shape, start = own.architecture.of(cell.model), params.start_of(cell.method)
+        return training(own, base, cell.model, shape, family, start)
     if stage == "evaluate":
         more = {name: getattr(own, name).model_dump() for name in EXTRAS if _asks(own, name, cell)}
         # its file states all params, also one that changes no weight: sgd's momentum with adamw

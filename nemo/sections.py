@@ -160,6 +160,7 @@ class TrainParams(Recipe):
     amp: bool
     channels_last: bool
     at_chance: Literal["fail", "keep"] = "fail"  # of a model that learned nothing
+    start: Literal["standard"] | None = None  # of a variant: from a trained standard model
 
 
 class DecomposeParams(Strict):

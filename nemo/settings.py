@@ -16,6 +16,7 @@ from nemo.config import Params
 from nemo.fields import Family, PerFamily
 from nemo.files import rounded
 from nemo.masking.objectives import Objective
+from nemo.sections import TrainParams
 
 # Keys that say where or how something is computed, and not what.
 WHERE = {
@@ -36,6 +37,7 @@ def settings(params: Params, cell: Cell, family: Family) -> dict[str, Any]:
         "data": own.data[cell.dataset],
         "architecture": own.architecture.of(cell.model),
         "train": own.train,
+        **start_settings(params.start_of(cell.method)),
     }
     if base.modular:
         groups |= objective_settings(own, base)
@@ -49,6 +51,11 @@ def settings(params: Params, cell: Cell, family: Family) -> dict[str, Any]:
 def objective_settings(params: Params, base: Objective) -> dict[str, Any]:
     """The section of a method, by its key; of a standard model none."""
     return {} if base.section is None else {base.section: params.section(base.section)}
+
+
+def start_settings(start: TrainParams | None) -> dict[str, Any]:
+    """The training of the standard model that another one starts from, as a section."""
+    return {} if start is None else {"start": start}
 
 
 def flat(groups: Mapping[str, Any], family: Family) -> dict[str, Any]:

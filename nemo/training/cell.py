@@ -20,11 +20,12 @@ from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
 from nemo.masking.objectives import Objective
-from nemo.models import CnnShape, DeitShape, build_model, family_named, family_of
+from nemo.models import DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
 from nemo.predict import accuracy, predict
 from nemo.provenance import provenance
 from nemo.recipe import training
+from nemo.sections import TrainParams
 from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.cut_pass import CutPass
@@ -54,19 +55,22 @@ def train_cell(
         AtChanceError: the model learned nothing, and params do not say to keep it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    params = params.for_method(cell.method)
+    start, params = params.start_of(cell.method), params.for_method(cell.method)
     shape = params.architecture.of(cell.model)
-    teacher = None
-    if isinstance(shape, DeitShape):
-        teacher = _train_teacher(params, cell, data, shape.teacher)
+    before, begin = params, None
+    if start is not None:
+        before = params.model_copy(update={"train": start})
+        standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
+        begin = _standard(before, standard, data, shape, "start")
+    teacher = _teacher(before, cell, data, shape)
     # the checkpoint goes only once the result is there
-    key = _key(params, cell, data, shape)
+    key = _key(params, cell, data, shape, start)
     with main_only(open_checkpoint(key)) as checkpoint, main_only(new_folder(out)) as folder:
-        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch)
+        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch, begin)
         if params.train.at_chance == "fail":
             check_learned(history[-1]["val_accuracy"], data, params.base_of(cell.method), cell.name)
         if folder is not None:
-            _write(folder, model, history, _describe(params, cell, data, shape))
+            _write(folder, model, history, _describe(params, cell, data, shape, key["settings"]))
 
 
 def check_learned(accuracy: float, data: Prepared, method: Objective, name: str) -> None:
@@ -97,26 +101,34 @@ def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, 
     write_json(folder / "metrics.json", metrics)
 
 
-def _train_teacher(params: Params, cell: Cell, data: Prepared, shape: CnnShape) -> nn.Module:
-    """DeiT's teacher: the standard ResNet18 of the same data and seed, by the CNNs' recipe.
+def _teacher(params: Params, cell: Cell, data: Prepared, shape: Shape) -> nn.Module | None:
+    """DeiT's teacher: the standard ResNet18 of the same data and seed, by the CNNs' recipe."""
+    if not isinstance(shape, DeitShape):
+        return None
+    teacher = Cell(cell.dataset, "resnet18", STANDARD, cell.seed)
+    return _standard(params, teacher, data, shape.teacher, "teacher")
 
-    It is trained inside the student's cell and kept beside the checkpoints for the next student,
-    so that a student depends on nothing but its own params.
+
+def _standard(params: Params, cell: Cell, data: Prepared, shape: Shape, role: str) -> nn.Module:
+    """A trained standard model that another training needs.
+
+    It is trained inside the other's cell and kept beside the checkpoints for the next one, so that
+    a cell depends on nothing but its own params.
     """
-    teacher_cell = Cell(cell.dataset, "resnet18", STANDARD, cell.seed)
-    key = {**_key(params, teacher_cell, data, shape), "role": "teacher"}
+    key = {**_key(params, cell, data, shape), "role": role}
+    teacher = _teacher(params, cell, data, shape)
     with main_only(open_checkpoint(key, keep=True)) as checkpoint:
         saved = checkpoint.folder / WEIGHTS if checkpoint else Path()  # the others do not look
         if not broadcast_from_main(saved.exists):
             trained, _ = _train(
-                params, teacher_cell, data, shape, None, checkpoint, lambda epoch, row: None
+                params, cell, data, shape, teacher, checkpoint, lambda epoch, row: None
             )
             if checkpoint:
                 unfinished = saved.with_suffix(".partial")
                 save_weights(trained, unfinished)
                 unfinished.replace(saved)
-        # always from the file, so that every student sees the same bits
-        model = build_model("resnet18", len(data.classes), data.size[0], shape)
+        # always from the file, so that all who need it see the same bits
+        model = build_model(cell.model, len(data.classes), data.size[0], shape)
         model.load_state_dict(broadcast_from_main(lambda: load_file(saved)))
         return model.to(resolve_device(params.device))
 
@@ -129,10 +141,13 @@ def _train(
     teacher: nn.Module | None,
     checkpoint: Checkpoint | None,
     on_epoch: OnEpoch,
+    begin: nn.Module | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     device = resolve_device(params.device)
     torch.manual_seed(cell.seed)
     base = build_model(cell.model, len(data.classes), data.size[0], shape)
+    if begin is not None:
+        base.load_state_dict(begin.state_dict())
     if teacher is not None:
         base.set_distilled_training(True)  # type: ignore[operator]
     family = family_of(cell.model, base)
@@ -189,11 +204,13 @@ def _may_be_channels_last(model: nn.Module) -> bool:
     )
 
 
-def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
+def _key(
+    params: Params, cell: Cell, data: Prepared, shape: Shape, start: TrainParams | None = None
+) -> dict[str, Any]:
     """What decides the result of training a cell."""
     family = family_named(cell.model)
     return {
-        **training(params, params.base_of(cell.method), cell.model, shape, family),
+        **training(params, params.base_of(cell.method), cell.model, shape, family, start),
         "seed": cell.seed,
         "device": params.device,
         "data": data.sha256,
@@ -201,7 +218,9 @@ def _key(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, 
     }
 
 
-def _describe(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[str, Any]:
+def _describe(
+    params: Params, cell: Cell, data: Prepared, shape: Shape, settings: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "dataset": cell.dataset,
         "model": cell.model,
@@ -211,6 +230,6 @@ def _describe(params: Params, cell: Cell, data: Prepared, shape: Shape) -> dict[
         "classes": len(data.classes),
         "image_size": data.size[0],
         "shape": shape.model_dump(),
-        "settings": _key(params, cell, data, shape)["settings"],
+        "settings": settings,
         "made": provenance(resolve_device(params.device)),
     }

@@ -1,0 +1,74 @@
+"""A training that starts from the weights of the standard model: `train.start` of a variant."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemo.cells import Cell
+from nemo.config import check_params, load_params
+from nemo.data.prepared import Prepared, Split
+from nemo.fields import ParamsError
+from nemo.masking.generators import modularize
+from nemo.models import build_model
+from nemo.recipe import recipe
+from nemo.trained import WEIGHTS
+from nemo.training.cell import train_cell
+
+QUICK = load_params("profiles/quick.yaml").model_dump(exclude_unset=True)
+STILL = {"train.epochs": 1, "train.lr": 1e-30, "train.weight_decay": 0.0}  # moves no weight
+
+
+def params(**changes):
+    variants = {"warm": {"method": "nemo", "train.start": "standard", **STILL}}
+    raw = {**QUICK, "methods": ["standard", "nemo", "warm"], "variants": variants}
+    raw["architecture"] = {
+        "resnet18": {"width": 0.0625},
+        "deit_small": {"dim": 16, "depth": 2, "heads": 2, "patch": 8, "teacher": {"width": 0.0625}},
+    }
+    train = {**QUICK["train"], "epochs": 2, "at_chance": "keep", **changes}
+    return check_params({**raw, "train": train, "models": list(raw["architecture"])})
+
+
+def noise():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.arange(12) % 3)
+    half = (0.5, 0.5, 0.5)
+    splits = {"train": split, "val": split, "test": split}
+    return Prepared("digits", "noise", ("a", "b", "c"), (16, 16), half, half, False, 0, "", splits)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "deit_small"])
+def test_it_starts_from_the_weights_of_the_standard_cell_with_new_generators(
+    model, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # where checkpoints go
+    for method in ("standard", "warm"):
+        train_cell(params(), Cell("digits", model, method, 3), noise(), tmp_path / method)
+    standard = load_file(tmp_path / "standard" / WEIGHTS)
+    warm = load_file(tmp_path / "warm" / WEIGHTS)
+    torch.manual_seed(3)
+    new = modularize(build_model(model, 3, 16, params().architecture.of(model)))
+    kept = {name.removeprefix("model."): value for name, value in warm.items()}
+    for name, _ in new.model.named_parameters():
+        assert torch.equal(kept[name], standard[name]), name
+    generators = {n: p for n, p in new.named_parameters() if not n.startswith("model.")}
+    assert generators
+    for name, value in generators.items():
+        assert torch.equal(warm[name], value), name
+
+
+def test_it_is_made_again_where_the_standard_training_changes():
+    warm = Cell("digits", "resnet18", "warm", 0)
+    assert recipe(params(), warm, "train") != recipe(params(epochs=3), warm, "train")
+    settings = recipe(params(), warm, "train")["settings"]
+    assert (settings["train.epochs"], settings["start.epochs"]) == (1, 2)
+    plain = recipe(params(), Cell("digits", "resnet18", "nemo", 0), "train")["settings"]
+    assert not [key for key in plain if "start" in key]
+
+
+def test_the_standard_model_cannot_start_from_itself():
+    with pytest.raises(ParamsError, match=r"^params: train.start: 'standard'; accepted: in `var"):
+        params(start="standard")
