@@ -161,6 +161,15 @@ class TrainParams(Recipe):
     channels_last: bool
     at_chance: Literal["fail", "keep"] = "fail"  # of a model that learned nothing
     start: Literal["standard"] | None = None  # of a variant: from a trained standard model
+    per_class: Count | None = None  # images of a class that come together; None: by chance
+    steps: Count | None = None  # batches of an epoch; None: one pass over the images
+
+    @field_validator("per_class")
+    @classmethod
+    def _groups_fill_batches(cls, images: int | None, info: ValidationInfo) -> int | None:
+        if images is not None and (batch := info.data.get("batch_size", images)) % images:
+            raise ValueError(f"{images} do not divide batch_size {batch}")
+        return images
 
 
 class DecomposeParams(Strict):

@@ -255,6 +255,9 @@ ROWS = {
     "processes that share no batch evenly": param_row(
         "train.processes", 7, "train.processes: 7 processes do not share batch_size"
     ),
+    "images of a class that fill no batch": param_row(
+        "train.per_class", 7, "train.per_class: 7 do not divide batch_size"
+    ),
     "processes of fine-tuning": param_row(
         "finetune.processes", 7, "finetune.processes: 7 processes do not share batch_size"
     ),

@@ -29,7 +29,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One epoch: the order of the images, and what happens to each; all (N,), by image."""
+    """One pass: the order of the images, and what happens to each; all (N,), by image."""
 
     order: Tensor
     top: Tensor
@@ -49,6 +49,10 @@ class Batches:
     Args:
         part: (k, n) yields only the k-th of n parts of each batch's images, for one of n processes;
             the labels stay those of the whole batch.
+        per_class: shuffled images of a class come so many at a time, as metric learning draws
+            batches; what is left of each class comes last.
+        steps: batches of an epoch, which begins where the one before ended; None is one pass over
+            the images.
 
     Raises:
         ValueError: the split is empty, `batch_size` is not positive, a shuffled split or batch
@@ -68,6 +72,8 @@ class Batches:
         augment: Augment | None = None,
         seed: int = 0,
         part: Part = (0, 1),
+        per_class: int | None = None,
+        steps: int | None = None,
     ) -> None:
         least = max(2 if shuffle else 1, part[1])
         if len(split) < least or batch_size < least:
@@ -81,6 +87,7 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.part = part
+        self.per_class = per_class
         self.batch_size = batch_size
         self.epoch = 0
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -89,9 +96,10 @@ class Batches:
         self.scale = (1 / (255 * deviation)).float().to(device)
         self.shift = (-torch.tensor(mean).double().view(3, 1, 1) / deviation).float().to(device)
         self.bounds = _bounds(len(split), batch_size, least)
+        self.steps = len(self.bounds) if steps is None else steps
 
     def __len__(self) -> int:
-        return len(self.bounds)
+        return self.steps
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the passes that follow."""
@@ -99,8 +107,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         augmented = self.augment.crop > 0 or self.augment.flip
-        plan = self._plan() if self.shuffle or augmented else None
-        for start, stop in self.bounds:
+        plan, planned = None, -1
+        for number in range(self.epoch * self.steps, (self.epoch + 1) * self.steps):
+            passed, place = divmod(number, len(self.bounds))
+            if passed != planned and (self.shuffle or augmented):
+                plan, planned = self._plan(passed), passed
+            start, stop = self.bounds[place]
             mine = share(stop - start, self.part)
             if plan is None:
                 images, labels = self.images[start:stop][mine], self.labels[start:stop]
@@ -115,16 +127,18 @@ class Batches:
             pixels = images.to(torch.float32, memory_format=self.memory_format)
             yield pixels.mul_(self.scale).add_(self.shift), labels
 
-    def _plan(self) -> _Plan:
-        """Draw the epoch on the CPU, so that every device trains on the same images."""
+    def _plan(self, passed: int) -> _Plan:
+        """Draw a pass over the images on the CPU, so that every device trains on the same ones."""
         count, crop, device = len(self.labels), self.augment.crop, self.images.device
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        mixed = np.random.SeedSequence([self.seed, passed]).generate_state(1, np.uint64)
         random = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(count, generator=random)
         top, left = torch.randint(0, 2 * crop + 1, (2, count), generator=random)
         mirrored = torch.rand(count, generator=random) < 0.5
         if not self.shuffle:
             order = torch.arange(count)
+        elif self.per_class is not None:
+            order = _by_groups(order, self.labels.cpu(), self.per_class)
         order, top, left, mirrored = (drawn.to(device) for drawn in (order, top, left, mirrored))
         return _Plan(order, top, left, mirrored if self.augment.flip else None)
 
@@ -161,3 +175,15 @@ def _bounds(count: int, batch_size: int, least: int) -> list[tuple[int, int]]:
     if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < least:
         bounds[-2:] = [(bounds[-2][0], count)]
     return bounds
+
+
+def _by_groups(order: Tensor, labels: Tensor, size: int) -> Tensor:
+    """The order (N,) with `size` images of a class at a time, each group at the place of its first;
+    incomplete ones come last."""
+    count, own = len(order), labels[order]
+    by_class = own.argsort(stable=True)  # places in `order`
+    sizes = own.bincount()
+    rank = torch.arange(count) - (sizes.cumsum(0) - sizes)[own[by_class]]  # within its class
+    first = by_class[torch.arange(count) - rank % size]
+    incomplete = rank - rank % size + size > sizes[own[by_class]]
+    return order[by_class[(first + count * incomplete).argsort(stable=True)]]

@@ -19,7 +19,7 @@ from nemo.device import resolve_device
 from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
-from nemo.masking.objectives import Objective
+from nemo.masking.objectives import Objective, Remembers
 from nemo.models import DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
 from nemo.predict import accuracy, predict
@@ -175,10 +175,13 @@ def _train(
         epochs = params.train.epochs.of(family)
         cut_pass = CutPass(section.cut, model.layers, len(data.classes), epochs, cell.seed, device)
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
+    if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
+        task.penalty.begin(model.layers, len(data.classes), device)
+    drawn: Any = {"per_class": params.train.per_class, "steps": params.train.steps}
     history = fit(
         model,
         task,
-        training_batches(data, params.train.batch_size, device, cell.seed, **options),
+        training_batches(data, params.train.batch_size, device, cell.seed, **options, **drawn),
         Plan.of(params.train, family),
         device=device,
         validate=validate,

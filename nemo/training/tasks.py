@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nemo.distributed import all_gather
 from nemo.fields import Family
 from nemo.masking.generators import Masks
-from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty
+from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty, Remembers
 from nemo.training.cut_pass import CutPass
 
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
@@ -85,11 +85,15 @@ class Task:
 
     def state_dict(self) -> dict[str, Any]:
         """What must be known to go on after an epoch, besides the history."""
-        return {} if self.cut_pass is None else self.cut_pass.state_dict()
+        return {name: part.state_dict() for name, part in self._remembering().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self.cut_pass is not None:
-            self.cut_pass.load_state_dict(state)
+        for name, part in self._remembering().items():
+            part.load_state_dict(state[name])
+
+    def _remembering(self) -> dict[str, Remembers | CutPass]:
+        parts = {"penalty": self.penalty, "cut_pass": self.cut_pass}
+        return {n: part for n, part in parts.items() if isinstance(part, Remembers | CutPass)}
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         parts = self.recordable(model, images, labels)

@@ -43,7 +43,7 @@ def test_an_epoch_is_the_literal_one(augment: Augment | None) -> None:
     split = split_of(9)
     batches = Batches(split, MEAN, STD, 4, shuffle=True, augment=augment, seed=3)
     images, labels = everything(batches)
-    plan, done = batches._plan(), augment or Augment()
+    plan, done = batches._plan(0), augment or Augment()
     assert sorted(labels.tolist()) == list(range(9))
     for image, label in zip(images, labels.tolist(), strict=True):
         mirrored = plan.mirrored is not None and bool(plan.mirrored[label])
@@ -55,7 +55,7 @@ def test_an_epoch_is_the_literal_one(augment: Augment | None) -> None:
 
 def test_every_shift_and_both_sides_occur() -> None:
     batches = Batches(split_of(500), MEAN, STD, 10, shuffle=True, augment=Augment(True, 2))
-    plan = batches._plan()
+    plan = batches._plan(0)
     assert set(plan.top.tolist()) == set(plan.left.tolist()) == set(range(5))
     assert plan.mirrored is not None
     assert 0.4 < plan.mirrored.double().mean() < 0.6
@@ -182,3 +182,46 @@ def test_a_gpu_sees_the_same_batches() -> None:
     )
     assert torch.equal(here[1], there[1].cpu())
     torch.testing.assert_close(here[0], there[0].cpu(), rtol=0, atol=1e-6)
+
+
+def labelled(labels: list[int]) -> Split:
+    return Split(split_of(len(labels)).images, torch.tensor(labels))
+
+
+def test_images_of_a_class_come_so_many_at_a_time() -> None:
+    """21 of class 0, 8 of 1, 11 of 2: five, two and two groups of 4, then 1 and 3 that are left."""
+    split = labelled([0, 1, 2, 0, 2] * 3 + [0] * 15 + [1] * 5 + [2] * 5)
+    batches = Batches(split, MEAN, STD, 12, shuffle=True, seed=1, per_class=4)
+    drawn = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        order = batches._plan(epoch).order
+        labels = torch.cat([labels for _, labels in batches])
+        assert sorted(order.tolist()) == list(range(40))
+        assert torch.equal(labels, split.labels[order])
+        groups = labels[:36].view(9, 4)
+        assert (groups == groups[:, :1]).all()
+        assert sorted(groups[:, 0].tolist()) == [0] * 5 + [1] * 2 + [2] * 2
+        assert sorted(labels[36:].tolist()) == [0, 2, 2, 2]
+        drawn.append(order)
+    assert not torch.equal(*drawn)
+
+
+def test_an_epoch_of_so_many_steps_begins_where_the_one_before_ended() -> None:
+    """11 images in batches of 4 are 3 batches; two epochs of 4 are two passes and two batches."""
+    options = {"shuffle": True, "augment": Augment(True, 1), "seed": 5}
+    passes = Batches(split_of(11), MEAN, STD, 4, **options)
+    expected = []
+    for number in range(3):
+        passes.set_epoch(number)
+        expected += list(passes)
+    batches = Batches(split_of(11), MEAN, STD, 4, **options, steps=4)
+    assert len(batches) == 4
+    seen = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        seen += list(batches)
+    assert len(seen) == 8
+    for (images, labels), (own, own_labels) in zip(seen, expected, strict=False):
+        assert torch.equal(images, own)
+        assert torch.equal(labels, own_labels)

@@ -14,6 +14,7 @@ from nemo.masking.objectives.registry import (
     ObjectiveParams,
     Parts,
     Penalty,
+    Remembers,
     objective,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "ObjectiveParams",
     "Parts",
     "Penalty",
+    "Remembers",
     "mwt",
     "nemo",
     "objective",

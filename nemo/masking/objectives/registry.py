@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -12,11 +12,24 @@ from nemo.fields import Count, Family, PerFamily, Positive, Share, Strict, Whole
 from nemo.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Parts = dict[str, "Tensor"]
 Penalty = Callable[[Mapping[str, "Tensor"], "Tensor"], "tuple[Tensor, Parts]"]
 Maker = Callable[[Any, Family], Penalty]
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A penalty that knows the steps so far; what it knows is part of a checkpoint."""
+
+    def begin(self, layers: Mapping[str, int], classes: int, device: torch.device) -> None:
+        """Called before the training, with {masked layer: N_l}."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class CutPassParams(Strict):
