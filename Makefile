@@ -25,7 +25,7 @@ repro: $(READY) ## run the pipeline of params.yaml, JOBS cells at once, and prin
 	nemo report --show
 
 test: $(READY) ## run the tests
-	OMP_NUM_THREADS=1 python -m pytest -n 2
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 test-lowest: $(READY) ## test params, commands and reports with the oldest click, pandas and pydantic
 	mkdir -p build
