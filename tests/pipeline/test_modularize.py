@@ -184,11 +184,8 @@ def test_a_model_that_cannot_be_trained_is_found_before_training(made):
             self.head, self.other = nn.Linear(8, 3), nn.Linear(8, 3)
 
         def forward(self, x):
-            x = self.body(x)
+            x = self.second(self.first(x)).mean((2, 3))
             return (self.head(x), self.other(x)) if self.training else self.head(x)
-
-        def body(self, x):
-            return self.second(self.first(x)).mean((2, 3))
 
     wrong = (
         r"^the model cannot be trained: in train mode it returns tuple, not \(B, 3\) logits; acc"
@@ -196,10 +193,10 @@ def test_a_model_that_cannot_be_trained_is_found_before_training(made):
     with pytest.raises(ValueError, match=wrong):
         rehearse(modularize(Auxiliary()), data)
     rehearse(modularize(Auxiliary()), data, distilled=True)
-    four = Auxiliary().eval()
-    four.head, four.forward = nn.Linear(8, 4), lambda x: four.head(four.body(x))
+    four = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), *four)
     with pytest.raises(ValueError, match=r"returns \(8, 4\), not \(B, 3\) .* model of 3 classes$"):
-        rehearse(modularize(four), data)
+        rehearse(modularize(other), data)
 
 
 class Overwritten(nn.Module):
