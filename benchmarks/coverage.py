@@ -1,7 +1,8 @@
 """How many architectures decompose exactly, and how small they get.
 
     python -m benchmarks.coverage                       all of coverage.yaml at keep .3 and .7
-    python -m benchmarks.coverage --write               and writes reports/coverage.{csv,md}
+    python -m benchmarks.coverage --write               and writes reports/coverage.{csv,md}: rows
+                                                        of what was not run stay there
     python -m benchmarks.coverage --models resnet18,hf/bert --keep 0.3
 
 Each is made modular and trained for one real step. Then every layer but the classifier gets a
@@ -234,6 +235,16 @@ def write(rows: pd.DataFrame, folder: Path) -> None:
     (folder / "coverage.md").write_text(f"{text}\n")
 
 
+def kept(rows: pd.DataFrame, file: Path, names: list[str]) -> pd.DataFrame:
+    """The rows, and those in the file of other networks; all in the order of the names."""
+    if file.is_file():
+        earlier = pd.read_csv(file)
+        rows = pd.concat([earlier[~earlier["model"].isin(rows["model"])], rows])
+    place = {name: number for number, name in enumerate(names)}
+    order = rows["model"].map(lambda name: place.get(name, len(place)))
+    return rows.iloc[order.argsort(kind="stable")]
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--models", help="Names, with commas; by default all of coverage.yaml.")
@@ -255,7 +266,7 @@ def main() -> None:
     rows = pd.DataFrame(found, columns=FIELDS)
     print(*(summary(rows, keep) for keep in arguments.keep), sep="\n")
     if arguments.write:
-        write(rows, REPORTS)
+        write(kept(rows, REPORTS / "coverage.csv", list(known)), REPORTS)
 
 
 if __name__ == "__main__":

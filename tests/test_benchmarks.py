@@ -58,6 +58,19 @@ def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
     assert "| no_such_model |" in text
 
 
+def test_a_part_of_the_coverage_benchmark_leaves_the_other_rows(tmp_path):
+    old = {"model": ["a", "a", "b", "b", "c"], "keep": [0.3, 0.7, 0.3, 0.7, 0.3], "seconds": 1.0}
+    pd.DataFrame(old, columns=FIELDS).to_csv(tmp_path / "coverage.csv", index=False)
+    new = {"model": ["d", "b", "b"], "keep": [0.3, 0.3, 0.7], "seconds": 2.0}
+    new = pd.DataFrame(new, columns=FIELDS)
+    rows = coverage.kept(new, tmp_path / "coverage.csv", ["c", "b", "a"])
+    named = zip(rows["model"], rows["keep"], rows["seconds"], strict=True)
+    assert list(named) == [
+        ("c", 0.3, 1), ("b", 0.3, 2), ("b", 0.7, 2), ("a", 0.3, 1), ("a", 0.7, 1), ("d", 0.3, 2)
+    ]  # fmt: skip
+    assert coverage.kept(new, tmp_path / "none.csv", []).equals(new)
+
+
 def test_the_coverage_benchmark_has_rows_of_hugging_face(tmp_path):
     pytest.importorskip("transformers")
     row = measure_coverage(("hugging face", "hf/bert", 0.3))
