@@ -64,6 +64,7 @@ def test_the_script_prints_its_table_and_saves_modules(tmp_path: Path, monkeypat
     assert all(float(row[1]) < 1e-9 for row in found)
     module = nemo.load("modules/2-classes")
     assert module.info["class_names"] == [SHARK, TENCH]
+    assert 0 <= module.info["finetuned"]["val_accuracy"] <= 1  # else its card says "no: as cut"
     assert module.report["flops"] <= 0.7 * module.report["parent_flops"]
     assert module(torch.randn(2, 3, 128, 128)).shape == (2, 2)
 
