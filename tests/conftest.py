@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 import pytest
 import torch
@@ -31,3 +32,25 @@ def only_loopback(connect):
 
 for method in ("connect", "connect_ex"):
     setattr(socket.socket, method, only_loopback(getattr(socket.socket, method)))
+
+
+@pytest.fixture(scope="module")
+def nothing_stays_registered():
+    """What a plugin registers is gone with the module that uses this: other tests of this process
+    know the names of the package only."""
+    from nemo.alternatives import ALTERNATIVES
+    from nemo.cut.rules.base import RULES
+    from nemo.masking.objectives import OBJECTIVES
+    from nemo.masking.selectors import SELECTORS
+    from nemo.metrics import METRICS
+    from nemo.models import MODELS
+    from nemo.module.ops import OPS
+
+    registries = (ALTERNATIVES, METRICS, MODELS, OBJECTIVES, OPS, RULES, SELECTORS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+    for name in [name for name in sys.modules if name.startswith("nemo_plugin_")]:
+        del sys.modules[name]

@@ -10,6 +10,8 @@ from nemo.fields import ParamsError
 from nemo.masking.objectives import OBJECTIVES, Objective, ObjectiveParams
 from nemo.models.registry import MODELS
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_registered")  # profiles have plugins
+
 ROOT = Path(__file__).parents[1]
 # with the paper's methods alone
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text()) | {

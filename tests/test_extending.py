@@ -4,21 +4,13 @@ import copy
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from nemo.alternatives import ALTERNATIVES
 from nemo.cli.main import cli
-from nemo.cut.rules.base import RULES
-from nemo.masking.objectives import OBJECTIVES
-from nemo.masking.selectors import SELECTORS
-from nemo.metrics import METRICS
-from nemo.models import MODELS
-from nemo.module.ops import OPS
 from nemo.results import read_result
 from tests.test_config import DEFAULT
 
@@ -28,17 +20,7 @@ GUIDE = (ROOT / "docs/extending.md").read_text()
 METHODS = ("standard", "sparse", "sparse-strong")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_stays_registered():
-    """Other tests of this process know the names of the package only."""
-    registries = (ALTERNATIVES, METRICS, MODELS, OBJECTIVES, OPS, RULES, SELECTORS)
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, entries in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(entries)
-    for name in [name for name in sys.modules if name.startswith("nemo_plugin_example")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("nothing_stays_registered")
 
 
 def blocks(language):
