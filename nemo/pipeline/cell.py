@@ -35,8 +35,9 @@ def run(params: Params, cell: Cell, layout: Layout, say: Say) -> Path:
         find = partial(masks.run, params, cell, layout)
         chosen = steps.do("masks", layout.masks(cell), find, made)
         tuned = []
-        for subset in params.subsets:
-            one = params.model_copy(update={"subsets": {subset: params.subsets[subset]}})
+        none = {extra: type(getattr(params, extra))(of=[]) for extra in EXTRAS}
+        for subset, text in params.subsets.items():
+            one = params.model_copy(update={"subsets": {subset: text}, **none})
             cut = partial(decompose.run, params, cell, subset, layout)
             made.append(steps.do("decompose", layout.module(cell, subset), cut, [chosen], one))
             tune = partial(finetune.run, params, cell, subset, layout)

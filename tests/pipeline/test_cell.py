@@ -85,6 +85,21 @@ def test_cells_at_once_give_the_bytes_of_stage_by_stage(by_stages: Path, by_cell
     assert all(name.startswith("done-") and name.endswith(".json") for name in left), left
 
 
+def test_a_variant_where_another_table_names_some_subsets(tmp_path: Path) -> None:
+    root = make(tmp_path / "project")
+    more = {
+        "methods": ["standard", "nemo", "mild"],
+        "variants": {"mild": {"method": "nemo", "loss.alpha": 0.1}},
+        "subsets": ["cat+dog", "owl+pig"],
+        "budgets": {"of": ["nemo"], "kinds": [], "subsets": ["owl+pig"]},
+    }
+    (root / "params.yaml").write_text(yaml.safe_dump(ALL | more))
+    call(root, f"run {CELL} --method mild")
+    cell = next(one for one in cells(load_params(root / "params.yaml")) if one.method == "mild")
+    found = read_result(result_file(root, ALL["profile"], cell))
+    assert sorted(found.subsets) == ["cat+dog", "owl+pig"]
+
+
 def test_the_commands_are_those_of_all_cells(by_cells: Path) -> None:
     params = load_params(by_cells / "params.yaml")
     every = list(cells(params))
