@@ -20,12 +20,14 @@ Shapes: B samples, C classes, N_l neurons of a layer, K of all.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nemo.fields import Family, NonNegative, PerFamily, Positive, Share
+from nemo.masking.losses import contrastive_loss
 from nemo.masking.objectives import ObjectiveParams, Parts, objective
 
 EPSILON = 1e-12
@@ -35,6 +37,7 @@ class PrototypeParams(ObjectiveParams):
     alpha: PerFamily[NonNegative]
     tau: Positive
     rate: Share = 0.2  # at which prototypes follow the batches
+    contrast: Literal["batch"] | None = None  # the paper's, between samples, in place of prototypes
     friends: Share | None = None
     keep: Share | None = None
     climb: Positive = 0.01  # of the multiplier, per step and share of the neurons
@@ -65,8 +68,11 @@ class Prototypes:
     def __call__(self, masks: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Parts]:
         with torch.autocast(labels.device.type, enabled=False):
             masks = {layer: mask.float() for layer, mask in masks.items()}
-            self._follow(masks, labels)
-            contrast = self._contrast(masks, labels)
+            if self.params.contrast is None:
+                self._follow(masks, labels)
+                contrast = self._contrast(masks, labels)
+            else:
+                contrast = contrastive_loss(masks, labels, self.params.tau)
             parts = {"contrast": contrast}
             loss = self.alpha * contrast
             if self.params.keep is not None:

@@ -117,3 +117,18 @@ def test_what_it_remembers_goes_on_elsewhere():
         loss, _ = one(again[1][0], torch.tensor(again[1][1]))
         again.append(loss)
     assert again[2] == again[3]
+
+
+def test_the_papers_contrast_may_stand_beside_the_budget():
+    made = penalty(keep=0.25, contrast="batch")
+    masks, labels = next(batches())
+    _, parts = made(masks, torch.tensor(labels))
+    losses = []
+    for mask in masks.values():
+        rows = mask.tolist()
+        for i, label in enumerate(labels):
+            sums = [math.exp(cosine(rows[i], row) / TAU) for row in rows]
+            own = sum(s for s, other in zip(sums, labels, strict=True) if other == label)
+            losses.append(-math.log(own / sum(sums)))
+    assert parts["contrast"].item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert parts["multiplier"] > 0
