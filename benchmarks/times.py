@@ -145,7 +145,8 @@ def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], No
     model = modularize(base) if method.modular else base
     if family == "cnn":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = make_task(method, own.section(method.section), family, teacher)
+    labels, device = data.splits["train"].labels, torch.device("cpu")
+    task = make_task(method, own.section(method.section), family, labels, device, teacher)
     return _step(model, task, Plan.of(own.train, family), data)
 
 

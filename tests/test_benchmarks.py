@@ -1,20 +1,22 @@
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
-from benchmarks import coverage, defaults, kills, many_classes, module_speed, same_bytes
+from benchmarks import coverage, defaults, kills, many_classes, module_speed, same_bytes, times
 from benchmarks.clones import changed, small_params
 from benchmarks.coverage import FIELDS, write
 from benchmarks.coverage import measure as measure_coverage
 from benchmarks.measuring import alone
 from benchmarks.merge import WAYS, row_of, table_of
 from benchmarks.training_overhead import CASES, measure
-from nemo.config import check_params
-from nemo.data import Prepared, Split
+from nemo.cells import Cell
+from nemo.config import check_params, load_params
+from nemo.data import Prepared, Split, load, prepare
 from tests.module.test_union import HOW, cut
 from tests.test_models import SMALL
 
@@ -42,6 +44,16 @@ def test_the_merge_benchmark_measures_before_and_after_calibration():
     assert (alone["accuracy"], alone["cross_entropy"]) == (
         alone["accuracy_raw"], alone["cross_entropy_raw"])  # fmt: skip
     assert len(table_of(pd.DataFrame(rows)).splitlines()) == 2 + len(WAYS) == 5
+
+
+@pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
+def test_a_training_step_of_the_costs_is_one_that_can_be_repeated(method, tmp_path):
+    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    prepare("digits", params.data["digits"], tmp_path / "digits")
+    cell = Cell("digits", "vit_small", method, 0)
+    step = times.training_step(params, cell, load(tmp_path / "digits"))
+    step()
+    step()
 
 
 def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
