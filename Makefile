@@ -17,10 +17,11 @@ help: ## show this
 
 # a cell a core, a thread each: faster than one cell on all cores. A GPU takes one at a time
 JOBS ?= $(if $(shell grep '^device: cpu' params.yaml),$(shell getconf _NPROCESSORS_ONLN),1)
+THREADS := $(if $(filter-out 1,$(JOBS)),OMP_NUM_THREADS=1)
 
 repro: $(READY) ## run the pipeline of params.yaml, JOBS cells at once, and print its tables
 	dvc repro prepare
-	nemo cells --dvc | OMP_NUM_THREADS=1 xargs -P $(JOBS) -L 1 dvc --wait-for-lock repro --single-item
+	nemo cells --dvc | $(THREADS) xargs -P $(JOBS) -L 1 dvc --wait-for-lock repro --single-item
 	dvc repro
 	nemo report --show
 
