@@ -6,6 +6,10 @@ the cosine of sample i's mask to it
 
     contrast = mean over layers and i of CE(s_i / tau, class of i)
 
+`groups` makes G groups of classes of equal size, whose prototypes are alike, and gives the paper's
+loss those in place of classes: a group shares neurons, and a batch has some of each, however many
+classes there are. The groups follow the prototypes, by k-means with balanced sizes, a step a batch.
+
 `friends` leaves out of a class's sum the share of classes whose prototypes are most like its own:
 they may share neurons. `keep` asks each sample for at most this share of the neurons, by a Lagrange
 multiplier that rises while the bits (mask > 0) are more and falls while they are fewer:
@@ -20,10 +24,11 @@ Shapes: B samples, C classes, N_l neurons of a layer, K of all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from nemo.fields import Family, NonNegative, PerFamily, Positive, Share
@@ -31,6 +36,7 @@ from nemo.masking.losses import contrastive_loss
 from nemo.masking.objectives import ObjectiveParams, Parts, objective
 
 EPSILON = 1e-12
+BLUR = 0.05  # of the cosines by which classes are grouped
 
 
 class PrototypeParams(ObjectiveParams):
@@ -38,6 +44,7 @@ class PrototypeParams(ObjectiveParams):
     tau: Positive
     rate: Share = 0.2  # at which prototypes follow the batches
     contrast: Literal["batch"] | None = None  # the paper's, between samples, in place of prototypes
+    groups: Annotated[int, Field(ge=2)] | None = None  # the paper's, between samples of groups
     friends: Share | None = None
     keep: Share | None = None
     climb: Positive = 0.01  # of the multiplier, per step and share of the neurons
@@ -56,10 +63,12 @@ class Prototypes:
         }
         self.seen = torch.zeros(classes, 1, dtype=torch.bool, device=device)
         self.multiplier = torch.zeros((), device=device)
+        count, generator = self.params.groups or 0, torch.Generator().manual_seed(0)
+        self.centres = torch.randn(count, sum(layers.values()), generator=generator).to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         means = {f"mean.{layer}": mean for layer, mean in self.means.items()}
-        return {**means, "seen": self.seen, "multiplier": self.multiplier}
+        return {**means, "seen": self.seen, "multiplier": self.multiplier, "centres": self.centres}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, value in self.state_dict().items():
@@ -70,6 +79,9 @@ class Prototypes:
             masks = {layer: mask.float() for layer, mask in masks.items()}
             if self.params.contrast is None:
                 self._follow(masks, labels)
+            if self.params.groups is not None and self.params.groups < len(self.seen):
+                contrast = contrastive_loss(masks, self._groups()[labels], self.params.tau)
+            elif self.params.contrast is None and self.params.groups is None:
                 contrast = self._contrast(masks, labels)
             else:
                 contrast = contrastive_loss(masks, labels, self.params.tau)
@@ -103,6 +115,22 @@ class Prototypes:
             logits = (cosines / self.params.tau).masked_fill(left_out, -torch.inf)
             losses.append(F.cross_entropy(logits, labels))
         return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def _groups(self) -> Tensor:
+        """int64 (C,): the group of each class; moves the centres of the groups a step."""
+        means = torch.cat(list(self.means.values()), 1)
+        means = F.normalize(means - means.mean(0), dim=1)
+        plan = (means @ F.normalize(self.centres, dim=1).T / BLUR).exp()
+        for _ in range(20):  # Sinkhorn: as many classes in each group, and each in one
+            plan = plan / plan.sum(0)
+            plan = plan / plan.sum(1, keepdim=True)
+        groups = plan.argmax(1)
+        every = torch.arange(len(self.centres), device=groups.device)
+        belongs = (groups == every[:, None]).float()
+        count = belongs.sum(1, keepdim=True)
+        self.centres.lerp_(belongs @ means / count.clamp(min=1), 0.1 * (count > 0).float())
+        return groups
 
     def _friends(self, prototypes: Mapping[str, Tensor], share: float) -> Tensor:
         """bool (C, C): the classes that each class is not compared with."""
