@@ -10,8 +10,7 @@ the cosine of sample i's mask to it
 loss those in place of classes: a group shares neurons, and a batch has some of each, however many
 classes there are. The groups follow the prototypes, by k-means with balanced sizes, a step a batch.
 
-`friends` leaves out of a class's sum the share of classes whose prototypes are most like its own:
-they may share neurons. `keep` asks each sample for at most this share of the neurons, by a Lagrange
+`keep` asks each sample for at most this share of the neurons, by a Lagrange
 multiplier that rises while the bits (mask > 0) are more and falls while they are fewer:
 
     loss += multiplier * sum over layers of N_l / K * (sum m)^2 / (N_l * sum m^2)
@@ -45,7 +44,6 @@ class PrototypeParams(ObjectiveParams):
     rate: Share = 0.2  # at which prototypes follow the batches
     contrast: Literal["batch"] | None = None  # the paper's, between samples, in place of prototypes
     groups: Annotated[int, Field(ge=2)] | None = None  # the paper's, between samples of groups
-    friends: Share | None = None
     keep: Share | None = None
     climb: Positive = 0.01  # of the multiplier, per step and share of the neurons
 
@@ -107,8 +105,6 @@ class Prototypes:
     def _contrast(self, masks: Mapping[str, Tensor], labels: Tensor) -> Tensor:
         prototypes = {layer: _unit(mean) for layer, mean in self.means.items()}
         left_out = (~self.seen).T.expand(len(labels), -1)
-        if self.params.friends is not None:
-            left_out = left_out | self._friends(prototypes, self.params.friends)[labels]
         losses = []
         for layer, mask in masks.items():
             cosines = _unit(mask) @ prototypes[layer].T
@@ -131,13 +127,6 @@ class Prototypes:
         count = belongs.sum(1, keepdim=True)
         self.centres.lerp_(belongs @ means / count.clamp(min=1), 0.1 * (count > 0).float())
         return groups
-
-    def _friends(self, prototypes: Mapping[str, Tensor], share: float) -> Tensor:
-        """bool (C, C): the classes that each class is not compared with."""
-        alike = torch.stack([unit @ unit.T for unit in prototypes.values()]).mean(0)
-        alike.fill_diagonal_(-1)
-        nearest = alike.topk(round(share * (len(alike) - 1)), 1).indices
-        return torch.zeros_like(alike, dtype=torch.bool).scatter_(1, nearest, value=True)
 
     @torch.no_grad()
     def _climb(self, masks: Mapping[str, Tensor], keep: float) -> None:

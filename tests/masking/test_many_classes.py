@@ -49,36 +49,60 @@ def follow(known, masks, labels):
             known[layer][c] = moved
 
 
-def contrast(known, masks, labels, friends):
+def contrast(known, masks, labels):
     losses = []
     for layer, mask in masks.items():
         for i, label in enumerate(labels):
             sums = {
                 c: math.exp(cosine(mask[i].tolist(), prototype) / TAU)
                 for c, prototype in known[layer].items()
-                if (label, c) not in friends
             }
             losses.append(-math.log(sums[label] / sum(sums.values())))
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("friends", [None, 0.34])
-def test_the_contrast_is_that_with_the_prototypes_of_the_classes_seen(friends):
-    made, known = penalty(friends=friends), {layer: {} for layer in LAYERS}
+def papers(masks, labels):
+    """The paper's contrast between the samples."""
+    losses = []
+    for mask in masks.values():
+        rows = mask.tolist()
+        for i, label in enumerate(labels):
+            sums = [math.exp(cosine(rows[i], row) / TAU) for row in rows]
+            own = sum(s for s, other in zip(sums, labels, strict=True) if other == label)
+            losses.append(-math.log(own / sum(sums)))
+    return sum(losses) / len(losses)
+
+
+def test_the_contrast_is_that_with_the_prototypes_of_the_classes_seen():
+    made, known = penalty(), {layer: {} for layer in LAYERS}
     for masks, labels in batches():
         follow(known, masks, labels)
-        alike = {
-            (c, d): sum(cosine(known[n][c], known[n][d]) for n in LAYERS)
-            for c in known["a"] for d in known["a"] if c != d
-        }  # fmt: skip
-        nearest = {
-            (c, max((d for d in known["a"] if d != c), key=lambda d, c=c: alike[c, d]))
-            for c in known["a"]
-        }
         loss, parts = made(masks, torch.tensor(labels))
-        expected = contrast(known, masks, labels, nearest if friends else set())
+        expected = contrast(known, masks, labels)
         assert parts["contrast"].item() == pytest.approx(expected, abs=1e-5)
         assert loss.item() == pytest.approx(0.5 * expected, abs=1e-5)
+
+
+def test_classes_with_like_masks_come_into_one_group():
+    made, pairs = penalty(groups=2), {0: 0, 3: 0, 1: 1, 2: 1}
+    torch.manual_seed(0)
+    for _ in range(30):
+        labels = torch.randint(CLASSES, (16,)).tolist()
+        masks = {layer: torch.rand(16, count) * 0.2 for layer, count in LAYERS.items()}
+        for i, label in enumerate(labels):
+            for mask in masks.values():
+                mask[i, pairs[label]] += 1
+        loss, parts = made(masks, torch.tensor(labels))
+    expected = papers(masks, [pairs[label] for label in labels])
+    assert parts["contrast"].item() == pytest.approx(expected, abs=1e-5)
+    assert loss.item() == pytest.approx(0.5 * expected, abs=1e-5)
+    assert expected != pytest.approx(papers(masks, labels), abs=0.1)
+
+
+def test_as_many_groups_as_classes_are_the_classes():
+    masks, labels = next(batches())
+    _, parts = penalty(groups=CLASSES)(masks, torch.tensor(labels))
+    assert parts["contrast"].item() == pytest.approx(papers(masks, labels), abs=1e-5)
 
 
 def test_the_multiplier_climbs_by_what_is_on_beyond_the_budget():
@@ -120,15 +144,7 @@ def test_what_it_remembers_goes_on_elsewhere():
 
 
 def test_the_papers_contrast_may_stand_beside_the_budget():
-    made = penalty(keep=0.25, contrast="batch")
     masks, labels = next(batches())
-    _, parts = made(masks, torch.tensor(labels))
-    losses = []
-    for mask in masks.values():
-        rows = mask.tolist()
-        for i, label in enumerate(labels):
-            sums = [math.exp(cosine(rows[i], row) / TAU) for row in rows]
-            own = sum(s for s, other in zip(sums, labels, strict=True) if other == label)
-            losses.append(-math.log(own / sum(sums)))
-    assert parts["contrast"].item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    _, parts = penalty(keep=0.25, contrast="batch")(masks, torch.tensor(labels))
+    assert parts["contrast"].item() == pytest.approx(papers(masks, labels), abs=1e-5)
     assert parts["multiplier"] > 0
