@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from nemo.signature import Signature, call, pick
 
 aten = torch.ops.aten
+ANY = 2**31  # above each batch size
 NUMBERS = (aten.item.default, aten._local_scalar_dense.default)
 EYES = (aten.eye.default, aten.eye.m)
 WORDS = {  # in torch's words: in the user's
@@ -25,8 +26,9 @@ WORDS = {  # in torch's words: in the user's
     ".numpy()": "it computes with numpy",
 }
 BATCH = (
-    "the model cannot be traced: it takes the batch size for a number, as len(x), int(x.shape[0]) "
-    "and a loop over samples do; accepted: x.shape[0] itself, in view and expand, and x.flatten(1)"
+    "the model cannot be traced: it takes the batch size for a number, as len(x), int(x.shape[0]), "
+    "x.split(4) and a loop over samples do; accepted: x.shape[0] itself, in view and expand, and "
+    "x.flatten(1)"
 )
 
 
@@ -76,8 +78,9 @@ def export(
             "what is computed for each sample alone"
         )
     returned = exported.graph.output_node().args[0][0].meta["val"]
-    if isinstance(returned.shape[0], int):
-        raise ValueError(BATCH)
+    bounds = [bound.upper for bound in exported.range_constraints.values()]
+    if isinstance(returned.shape[0], int) or any(upper < ANY for upper in bounds):
+        raise ValueError(BATCH)  # or a size up to which the graph holds, as of x.split(4)
     return exported
 
 

@@ -16,7 +16,8 @@ NOISE = 1e-3  # relative size of a gradient, or difference of two, that is round
 LOGITS = 8  # that are looked at one by one
 SIGNS = 4  # sums of all logits with random signs that are looked at
 Key = tuple[str, str | None]
-Added = dict[Key, tuple[int, Tensor]]  # dimension of the channels, and zeros added to an output
+# dimension of the channels, zeros added to an output, and their sum
+Added = dict[Key, tuple[int, Tensor, Tensor]]
 
 
 def classifiers(model: nn.Module, takes: Signature) -> set[Key]:
@@ -33,8 +34,9 @@ def classifiers(model: nn.Module, takes: Signature) -> set[Key]:
 
     def seen(call: Call, x: Tensor | None, y: Tensor) -> Tensor:
         zero = torch.zeros_like(y, requires_grad=True)
-        added[call.name, call.part] = (call.channels, zero)
-        return y + zero
+        total = y + zero
+        added[call.name, call.part] = (call.channels, zero, total)
+        return total
 
     with watched(model, seen, lambda name, x: None), _frozen(model), torch.enable_grad():
         logits = takes.run(model, samples(model, takes, 0))
@@ -88,7 +90,7 @@ def _owners(logits: Tensor, view: torch.Size, softmax: int | None, left: Added) 
         for key, size in _gradients(logits, weights, left).items():
             reached = int((size > NOISE * size.max()).flatten(0, -2).any(0).sum())
             hidden = softmax is not None and view[softmax] == 2 and not _alike(size)
-            if reached > allowed or hidden:
+            if reached > allowed or (hidden and _read(key, left)):
                 del left[key]
     return set(left)
 
@@ -100,6 +102,14 @@ def _alike(sizes: Tensor) -> bool:
     return bool(two[0] - two[-1] <= NOISE * two[0])
 
 
+def _read(key: Key, by: Added) -> bool:
+    """Whether what another of these layers puts out is computed from this one."""
+    _, zero, _ = by[key]
+    others = [total.sum() for other, (_, _, total) in by.items() if other != key]
+    (grad,) = torch.autograd.grad(others, [zero], retain_graph=True, allow_unused=True)
+    return grad is not None
+
+
 def _gradients(logits: Tensor, weights: Tensor, of: Added) -> dict[Key, Tensor]:
     """Sizes of the gradients of a weighted sum of logits, (..., channels)."""
     if not of:
@@ -107,12 +117,12 @@ def _gradients(logits: Tensor, weights: Tensor, of: Added) -> dict[Key, Tensor]:
     total = (logits * weights.to(logits)).sum()
     return {
         key: (torch.zeros_like(zero) if grad is None else grad).abs().movedim(channels, -1)
-        for (key, (channels, zero)), grad in zip(of.items(), _grads(total, of), strict=True)
+        for (key, (channels, zero, _)), grad in zip(of.items(), _grads(total, of), strict=True)
     }
 
 
 def _grads(total: Tensor, of: Added) -> list[Tensor | None]:
-    zeros = [zero for _, zero in of.values()]
+    zeros = [zero for _, zero, _ in of.values()]
     try:
         return list(torch.autograd.grad(total, zeros, retain_graph=True, allow_unused=True))
     except (RuntimeError, NotImplementedError):

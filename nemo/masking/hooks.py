@@ -6,6 +6,7 @@ layers: it is masked where it reads the output of the masked layer, and there on
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ Scale = Callable[[Tensor, Tensor, str], Tensor]
 Reading = Callable[[Sequence[Site], Tensor], Tensor]
 Act = Callable[[Sequence[Site], Tensor], Tensor]
 Unread = list[tuple[Tensor, Sequence[Site]]]
+ONE_AT_A_TIME = threading.RLock()  # two threads in one model would mask with each other's masks
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def acting(
         mask = _beside([masks[site.layer] for site in group], site, output, channels)
         return scale(output, mask, site.norm or site.module)
 
-    with ExitStack() as stack:
+    with ONE_AT_A_TIME, ExitStack() as stack:
         functional = {(name, part): group for (name, part), group in groups.items() if part}
         for (name, part), group in groups.items():
             if part is None:

@@ -40,7 +40,7 @@ class Site:
     """One maskable layer: rows `start:stop` of the output of `module`.
 
     Attributes:
-        norm: the BatchNorm that alone reads the output: the mask acts on its output.
+        norm: the only BatchNorm that reads the output: the mask acts on its output.
         part: the parameter, or q, k or v, of a layer that is called as a function.
         batch, fold: the dimension that holds the samples, see `nemo.masking.probe.layout`; None if
             it is not known.

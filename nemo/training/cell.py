@@ -19,7 +19,7 @@ from nemo.device import resolve_device
 from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
-from nemo.masking.objectives import Objective, Remembers
+from nemo.masking.objectives import OBJECTIVES, Objective, Remembers
 from nemo.models import DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
 from nemo.predict import accuracy, predict
@@ -120,9 +120,11 @@ def _standard(params: Params, cell: Cell, data: Prepared, shape: Shape, role: st
     with main_only(open_checkpoint(key, keep=True)) as checkpoint:
         saved = checkpoint.folder / WEIGHTS if checkpoint else Path()  # the others do not look
         if not broadcast_from_main(saved.exists):
-            trained, _ = _train(
+            trained, history = _train(
                 params, cell, data, shape, teacher, checkpoint, lambda epoch, row: None
             )
+            if params.train.at_chance == "fail":
+                check_learned(history[-1]["val_accuracy"], data, OBJECTIVES[STANDARD], cell.name)
             if checkpoint:
                 unfinished = saved.with_suffix(".partial")
                 save_weights(trained, unfinished)

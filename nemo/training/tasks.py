@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nemo.distributed import all_gather
-from nemo.fields import Family
+from nemo.fields import Family, ParamsError
 from nemo.masking.generators import Masks
 from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty, Remembers
 from nemo.training.cut_pass import CutPass
@@ -145,6 +145,9 @@ def make_task(
     Args:
         settings: the method's section of params.
         labels: (N,) of the training images.
+
+    Raises:
+        ParamsError: a penalty that remembers steps, and has no state_dict or load_state_dict.
     """
     task_loss = cross_entropy if teacher is None else Distillation(teacher)
     if method.make is None:
@@ -154,6 +157,10 @@ def make_task(
     frequencies = labels.bincount().double() / len(labels)
     guess = float(torch.special.entr(frequencies).sum())
     penalty = method.make(settings, family)
+    if hasattr(penalty, "begin") and not isinstance(penalty, Remembers):
+        raise ParamsError(
+            f"{method.name}: its penalty has begin; accepted: with state_dict and load_state_dict"
+        )
     return Task(task_loss, penalty, method.remedy, rise, cut_pass, guess)
 
 

@@ -97,6 +97,23 @@ class OneNorm(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Mirrored(nn.Module):
+    """Each image and its mirror image are one batch, whose halves meet again."""
+
+    input_size = (3, 12, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.b, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[0]
+        x = torch.relu(self.a(torch.relu(self.stem(torch.cat([x, x.flip(3)])))))
+        x = torch.relu(self.b(x)).mean((2, 3))
+        return self.fc(x[:count] + x[count:].sigmoid())
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "tied": tied,
@@ -107,6 +124,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "standardised": standardised,
     "pre-activation": PreActivation,
     "one norm": OneNorm,
+    "halves of the batch": Mirrored,
     "one norm without weights": lambda: OneNorm(affine=False),
 }
 MASKS = {"a": torch.arange(8) % 2 == 0, "b": torch.arange(8) < 4}

@@ -205,6 +205,29 @@ def test_a_batch_that_is_traced_as_a_constant_is_one_clear_line():
             refused(Partition(len), images)
 
 
+class UpTo4(Partition):
+    """What it computes of a batch depends on whether that has more than four images."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self, super().forward, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda self, forward, x: torch.cat([forward(part) for part in x.split(4)]),
+        lambda self, forward, x: forward(x) * (2 if x.shape[0] > 4 else 1),
+    ],
+)
+def test_a_graph_that_holds_up_to_some_batch_size_is_refused(change):
+    with pytest.raises(ValueError, match=r"^the model cannot be traced: it takes the batch size"):
+        nemo.modularize(UpTo4(change), torch.zeros(2, 3, 4, 4))
+
+
 def test_an_image_of_another_size_that_changes_the_folding_is_refused():
     modular = nemo.modularize(Partition(), torch.zeros(2, 3, 2, 2))
     modular(torch.zeros(3, 3, 2, 2))

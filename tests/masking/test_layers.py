@@ -184,10 +184,10 @@ def test_the_classifier_is_found_by_what_it_does(name):
 class Several(nn.Module):
     """Heads beside each other, of one vector or of several."""
 
-    def __init__(self, join):
+    def __init__(self, join, logits=3):
         super().__init__()
         self.body, self.hidden = nn.Linear(6, 8), nn.Linear(8, 8)
-        self.heads = nn.ModuleList([nn.Linear(8, 3) for _ in range(2)])
+        self.heads = nn.ModuleList([nn.Linear(8, logits) for _ in range(2)])
         self.join = join
 
     def forward(self, x):
@@ -219,6 +219,16 @@ def test_two_neurons_right_before_two_logits_are_no_classifier(softmax, activati
         model = nn.Sequential(first, nn.Tanh(), hidden, activation, last, softmax)
         sites = find_sites(model, torch.randn(4, 6))
         assert [site.layer for site in sites if site.skip == CLASSIFIER] == ["4"]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (3.0, 1.0)])
+@pytest.mark.parametrize("one", [0, 1])
+def test_a_head_that_weighs_two_logits_unlike_is_a_classifier(weights, one):
+    torch.manual_seed(0)
+    unlike = torch.tensor(weights)
+    model = Several(lambda heads: (heads[one] * 2 + heads[1 - one] * unlike).softmax(1), logits=2)
+    sites = find_sites(model, torch.randn(2, 6))
+    assert {site.layer for site in sites if site.skip == CLASSIFIER} == {"heads.0", "heads.1"}
 
 
 def test_a_layer_as_wide_as_the_logits_is_no_classifier():

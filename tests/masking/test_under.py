@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,16 @@ def test_all_samples_may_share_one_and_fused_layers_be_named_as_a_whole():
     for parameter in (qkv.weight, qkv.bias):
         parameter.data[: len(q)][~q] = 0
     torch.testing.assert_close(modular.model(images), masked(images))  # parameters are shared
+
+
+def test_threads_that_share_a_model_get_their_own_masks():
+    torch.manual_seed(0)
+    modular = nemo.modularize(small("resnet18")).eval()
+    batches = [torch.randn(3, 3, 16, 16), 9 * torch.randn(3, 3, 16, 16)]
+    expected = [modular(images)[0] for images in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for logits, index in pool.map(lambda i: (modular(batches[i % 2])[0], i % 2), range(60)):
+            torch.testing.assert_close(logits, expected[index])
 
 
 class Other(Tiny):

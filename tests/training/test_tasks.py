@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,3 +103,14 @@ def test_distillation_is_the_stated_sum(batch):
     torch.testing.assert_close(loss, expected)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert not teacher.training
+
+
+def test_a_penalty_that_begins_and_cannot_go_on_is_refused():
+    class Begins:
+        def begin(self, layers, classes, device): ...
+
+        def __call__(self, masks, labels): ...
+
+    method = replace(OBJECTIVES["nemo"], make=lambda settings, family: Begins())
+    with pytest.raises(ValueError, match=r"^nemo: its penalty has begin; accepted: with state_d"):
+        make_task(method, None, "cnn", torch.arange(4), torch.device("cpu"))

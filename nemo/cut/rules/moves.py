@@ -63,6 +63,10 @@ class Slice(Move):
 
     grows = True
 
+    def applies(self, facts: Analysis, node: fx.Node) -> bool:
+        computed = any(isinstance(bound, fx.Node) for bound in node.args[2:])  # from the batch size
+        return super().applies(facts, node) and not computed
+
     def want(self, facts: Analysis, node: fx.Node, kept: Kept) -> Kept:
         dim, start, stop, step = (arg(node, i) for i in range(1, 5))
         want = copied(kept)
