@@ -245,6 +245,11 @@ Kinds = Annotated[list[str], AfterValidator(_known_kinds)]
 class AlternativesParams(Of):
     kinds: Kinds = Field(default_factory=list)
 
+    def check(self, name: str, modular: list[str], subsets: list[str]) -> None:
+        super().check(name, modular, subsets)
+        if self.of and not self.kinds:
+            raise ValueError(f"{name}.kinds: [] measures nothing; accepted: at least one")
+
 
 Size = Literal["parameters", "flops"]
 
@@ -270,9 +275,9 @@ class BudgetsParams(Of):
 
 
 class ThresholdsParams(Of):
-    values: list[Share] = Field(default_factory=lambda: [tenth / 10 for tenth in range(1, 10)])
+    values: list[Share] = Field([tenth / 10 for tenth in range(1, 10)], min_length=1)
 
 
 class GranularityParams(Of):
-    subsets: list[str] = Field(default_factory=lambda: ["all"])
-    thresholds: list[Share] = Field(default_factory=lambda: [0.5, 0.9])
+    subsets: list[str] = Field(["all"], min_length=1)
+    thresholds: list[Share] = Field([0.5, 0.9], min_length=1)

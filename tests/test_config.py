@@ -86,6 +86,8 @@ def test_params_is_the_quick_profile():
         ("variants", {"a": {"method": "nemo", "loss.tau": 0}}, "variants.a.loss.tau: input"),
         ("variants", {"nemo": {"method": "nemo"}}, "variants.nemo: a method has that name"),
         ("gap", {"of": ["nemo", "nemo"]}, "gap.of: ['nemo', 'nemo'] names something twice"),
+        ("alternatives", {"of": ["nemo"], "kinds": []}, "alternatives.kinds: [] measures nothing"),
+        ("thresholds", {"of": ["nemo"], "values": []}, "thresholds.values: list should have"),
     ],
 )
 def test_what_a_variant_or_an_extra_may_not_be(tmp_path, key, value, line):
