@@ -214,7 +214,7 @@ def _decode_steps(described: Any, layers: dict[str, LayerSpec], inputs: list[str
         args = tuple(_decode(arg, known) for arg in item["args"])
         kwargs = {key: _decode(value, known) for key, value in item["kwargs"].items()}
         plain = item["layer"] or "." not in target  # layers, and arithmetic on sizes
-        simple = all(isinstance(a, (Ref, int)) for a in args) and not kwargs
+        simple = all(isinstance(a, (Ref, int, float)) for a in args) and not kwargs
         _check(simple or not plain, f"bad arguments of step {name!r}")
         steps.append(Step(name, target, item["layer"], args, kwargs))
         known.add(name)
