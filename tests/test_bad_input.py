@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -949,6 +950,11 @@ def damaged_checkpoint() -> None:
         shutil.rmtree(folder)
 
 
+def save_onto_a_file() -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        nemo.save(module([0]), file.name)
+
+
 API: dict[str, tuple[Callable[[], object], str]] = {
     "a model that cannot be traced": (
         lambda: nemo.decompose(Branching(), {}),
@@ -990,6 +996,56 @@ API: dict[str, tuple[Callable[[], object], str]] = {
         lambda: all_ones().select(["cat"]),
         "classes: ['cat']; accepted: positions, such as [3, 5]",
     ),
+    "masks of half a class": (lambda: all_ones().select([3.7]), "classes: [3.7]; accepted: pos"),
+    "masks of classes in a text": (lambda: all_ones().select("13"), "classes: '13'; accepted: pos"),
+    "masks of a truth": (lambda: all_ones().select([True]), "classes: [True]; accepted: pos"),
+    "a module of classes in a text": (lambda: module("13"), "classes: '13'; accepted: positions"),
+    "a module of half a class": (lambda: module([1.5]), "classes: [1.5]; accepted: positions"),
+    "a tolerance below zero": (
+        lambda: nemo.decompose(Branching(), {}, tolerance=-1),
+        "tolerance: -1; accepted: a number, 0 or above",
+    ),
+    "a tolerance that is no number": (
+        lambda: nemo.decompose(Branching(), {}, tolerance=float("nan")),
+        "tolerance: nan; accepted: a number, 0 or above",
+    ),
+    "a tolerance as text": (
+        lambda: nemo.decompose(Branching(), {}, tolerance="1e-9"),
+        "tolerance: '1e-9'; accepted: a number, 0 or above",
+    ),
+    "masks in a list": (lambda: nemo.decompose(tiny(), [1]), "masks: a list; accepted: {layer: "),
+    "a mask of numpy": (
+        lambda: nemo.decompose(tiny(), first_layer(np.ones(4, dtype=bool))),
+        "must be a bool tensor, got ndarray",
+    ),
+    "class masks of a plain network": (
+        lambda: nemo.class_masks(tiny(), loader([0, 1])),
+        "accepted: what nemo.modularize returns",
+    ),
+    "a plain network made smaller": (
+        lambda: nemo.shrink(tiny(), loader([0, 1]), [0], keep=0.5),
+        "accepted: what nemo.modularize returns",
+    ),
+    "merging a plain network": (
+        lambda: nemo.merge(module([0, 1]), tiny(), loader([0, 2])),
+        "cannot be merged; accepted: what nemo.decompose returns",
+    ),
+    "class masks of images alone": (
+        lambda: nemo.class_masks(nemo.modularize(tiny()), [torch.ones(2, 3, 16, 16)]),
+        "a batch is a Tensor; accepted: a pair (inputs, labels)",
+    ),
+    "importance of images and more": (
+        lambda: nemo.class_masks(nemo.modularize(tiny()), [(1, 2, 3)], selector="taylor", keep=0.5),
+        "a batch is a tuple of 3; accepted: a pair (inputs, labels)",
+    ),
+    "contrastive loss of logits": (
+        lambda: nemo.contrastive_loss(torch.ones(2, 3), torch.arange(2), 0.2),
+        "masks: a Tensor; accepted: {layer: (B, N_l)}, of (logits, masks)",
+    ),
+    "contrastive loss of logits and masks": (
+        lambda: nemo.contrastive_loss((torch.ones(2, 3), {}), torch.arange(2), 0.2),
+        "masks: a tuple; accepted: {layer: (B, N_l)}, of (logits, masks)",
+    ),
     "a modular model made modular": (
         lambda: nemo.modularize(nemo.modularize(tiny())),
         "the model is modular already",
@@ -1006,6 +1062,7 @@ API: dict[str, tuple[Callable[[], object], str]] = {
         lambda: nemo.save(tiny(), "here"),
         "cannot be saved here; accepted: what nemo.decompose returns",
     ),
+    "saving onto a file": (save_onto_a_file, "is a file; accepted: a folder, which may be new"),
     "masks of a class twice": (lambda: all_ones().select([1, 1]), "distinct and at least one, got"),
     "class masks of no images": (
         lambda: nemo.class_masks(nemo.modularize(tiny()), []),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from nemo.cut.rewrite import rewrite
 from nemo.cut.rules import rule_of
 from nemo.cut.trace import Traced, evaluate, trace
 from nemo.masking.generators import takes_of, under
+from nemo.masking.labels import positions
 from nemo.masking.sites import Site
 from nemo.masking.under import by_layer
 from nemo.module.check import ExactnessError, logits_of
@@ -71,7 +74,10 @@ def decompose(
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance: {tolerance!r}; accepted: a number, 0 or above")
     classes = getattr(masks, "classes", None) if classes is None else classes
+    wanted = None if classes is None else positions(classes)
     model, reference = bare(model), next(model.parameters())
     takes = takes_of(model, example, output)
     masked = under(model, masks, takes)
@@ -79,7 +85,7 @@ def decompose(
     noise, double = takes.draw(2, 1), masked.in_double()
     with double.acting():
         traced = trace(double.model, takes, noise)
-    chosen = _check_classes(classes, traced)
+    chosen = _check_classes(wanted, traced)
     expected, loss = logits_of(partial(takes.run, double), takes, chosen), {}
     elsewhere = at_other_sizes(partial(takes.run, double), takes, chosen)
     del double
@@ -131,12 +137,11 @@ def _whole(masks: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Tens
     }
 
 
-def _check_classes(classes: Sequence[int] | None, traced: Traced) -> list[int] | None:
-    if classes is None:
+def _check_classes(chosen: list[int] | None, traced: Traced) -> list[int] | None:
+    if chosen is None:
         return None
     dims = traced.output.meta["dims"]
     count = dims[-1]
-    chosen = [int(c) for c in classes]
     if len(dims) < 2 or count is None:
         raise ValueError(f"classes need a model that returns (B, classes), this one returns {dims}")
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nemo.cut.decomposer import decompose
-from nemo.masking.generators import Modular
+from nemo.masking.generators import Modular, as_modular
 from nemo.masking.observed import Observed, choose
 from nemo.module.decomposed import DecomposedModule
 
@@ -41,14 +41,15 @@ def shrink(
         selector: taylor, activation, or one of your own that has a setting `keep`.
 
     Raises:
-        ValueError: no such selector or class, or even one neuron a layer and class is more than
-            `keep`; the message has the smallest share.
+        ValueError: no modular model, no such selector or class, or even one neuron a layer and
+            class is more than `keep`; the message has the smallest share.
         ExactnessError: a module is not exact; see `decompose`.
     """
     if of not in SIZES:
         raise ValueError(f"of: {of!r}; accepted: {', '.join(SIZES)}")
     if not 0 < keep < 1:
         raise ValueError(f"keep: {keep}; accepted: a share of the {of}, above 0 and below 1")
+    modular = as_modular(modular)
     observed, best, share = Observed(modular, loader), None, 1.0
     low, high = 0.0, 1.0  # shares of neurons: of a module that fits, and of one that may not
     while high - low > 0.5 / max(modular.layers.values()):

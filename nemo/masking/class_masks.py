@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.masking.labels import check_labels
+from nemo.masking.labels import check_labels, pairs, positions
 from nemo.signature import call, evaluating, moved
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
@@ -50,10 +50,7 @@ class ClassMasks(dict[str, Tensor]):
         Raises:
             ValueError: no positions, no class, one that does not exist, or one named twice.
         """
-        try:
-            chosen = [int(c) for c in classes]
-        except (TypeError, ValueError):
-            raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]") from None
+        chosen = positions(classes)
         if not chosen or len(set(chosen)) < len(chosen):
             raise ValueError(f"classes must be distinct and at least one, got {chosen}")
         unknown = [c for c in chosen if not 0 <= c < self.num_classes]
@@ -69,7 +66,7 @@ def sample_bits(
     """Run `modular` in eval mode over the batches; yield ({layer: bool (B, N_l)}, labels (B,))."""
     weights = next(modular.parameters(), None)
     with evaluating(modular):
-        for inputs, labels in loader:
+        for inputs, labels in pairs(loader):
             check_labels(labels, {})
             here = labels.device if weights is None else weights.device
             _, masks = call(modular, moved(inputs, here))

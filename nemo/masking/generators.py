@@ -214,6 +214,15 @@ def modularize(
     return attach(model, takes, output)
 
 
+def as_modular(model: nn.Module) -> Modular:
+    """A modular model out of torch's wrappers. Raise ValueError if it is none."""
+    found = bare(model)
+    if not isinstance(found, Modular):
+        kind = type(found).__name__
+        raise ValueError(f"the model is a {kind}; accepted: what nemo.modularize returns")
+    return found
+
+
 def attach(model: nn.Module, takes: Signature, output: str | int | None = None) -> Modular:
     """`modularize` for a model that was checked before, such as one that is loaded."""
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))

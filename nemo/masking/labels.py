@@ -1,13 +1,36 @@
-"""What labels must be like (ours)."""
+"""What labels, classes and batches must be like (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+def positions(classes: Any) -> list[int]:
+    """Classes as integers. Raise ValueError where they are something else, also bools."""
+    try:
+        listed = list(classes)
+        if not any(getattr(c, "dtype", type(c)) in (bool, torch.bool) for c in listed):
+            return [operator.index(c) for c in listed]
+    except TypeError:
+        pass
+    raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]")
+
+
+def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
+    """The batches. Raise ValueError at one that is not (inputs, labels)."""
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            kind = type(batch).__name__
+            raise ValueError(f"a batch is a {kind}{count}; accepted: a pair (inputs, labels)")
+        yield batch[0], batch[1]
 
 
 def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:

@@ -101,13 +101,16 @@ def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
     with torch.autocast(device.type, enabled=False):
         for mask in masks.values():
             mask = mask if mask.dtype == torch.float64 else mask.float()
-            alive = mask.detach().abs().amax(1, keepdim=True) > EPSILON
-            unit = F.normalize(torch.where(alive, mask, 0.0), dim=1, eps=EPSILON)
+            dead = mask.detach().abs().amax(1, keepdim=True) <= EPSILON
+            unit = F.normalize(torch.where(dead, 0.0, mask), dim=1, eps=EPSILON)
             layers.append(unit @ unit.T)
     return torch.stack(layers)
 
 
 def _check(masks: Mapping[str, Tensor], labels: Tensor) -> None:
+    if not isinstance(masks, Mapping):
+        kind = type(masks).__name__
+        raise ValueError(f"masks: a {kind}; accepted: {{layer: (B, N_l)}}, of (logits, masks)")
     if not masks:
         raise ValueError("masks is empty: expected {layer: (B, N_l)} with at least one layer")
     check_labels(labels, masks)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from nemo.masking.class_masks import ClassMasks, sample_bits
-from nemo.masking.generators import Modular
+from nemo.masking.generators import Modular, as_modular
 from nemo.masking.selectors import SELECTORS
 from nemo.signature import evaluating
 
@@ -89,11 +89,12 @@ def class_masks(
         UserWarning: the model has classes above the largest label: they get no masks.
 
     Raises:
-        ValueError: no such selector or setting, no batches, or a class without samples.
+        ValueError: no modular model, no such selector or setting, no batches of (inputs, labels),
+            or a class without samples.
     """
     if threshold is not None or selector == "frequency":
         settings["threshold"] = 0.9 if threshold is None else threshold
-    return choose(Observed(modular, loader), selector, settings)
+    return choose(Observed(as_modular(modular), loader), selector, settings)
 
 
 def choose(observed: Observed, selector: str, settings: Mapping[str, Any]) -> ClassMasks:

@@ -87,6 +87,8 @@ def check_early(model: nn.Module, takes: Signature) -> None:
 
 def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Masks by the names of layers only, checked: those of whole fused modules become parts."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"masks: a {type(masks).__name__}; accepted: {{layer: bool (N_l,)}}")
     layers = {site.layer: site for site in sites}
     fused = {site.module: site for site in sites if site.module not in layers}  # its last part
     found: dict[str, Tensor] = {}
@@ -105,7 +107,7 @@ def by_layer(masks: Masks, sites: Sequence[Site]) -> dict[str, Tensor]:
         if not isinstance(mask, Tensor) or not (
             mask.dtype == torch.bool or mask.is_floating_point()
         ):
-            kind = getattr(mask, "dtype", type(mask).__name__)
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"masks[{name!r}] must be a bool tensor, got {kind}")
         width = site.neurons if name in layers else site.stop
         if mask.ndim not in (1, 2) or mask.shape[-1] != width:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -60,24 +62,41 @@ def decode(body: dict[str, Any], tensors: dict[str, Tensor]) -> DecomposedModule
     Raises:
         RefusedError: something is not allowed, or does not fit.
     """
+    program = rehearsed(body, tensors)
+    with _running():
+        module = DecomposedModule(program).eval()
+        like = next(module.parameters(), torch.zeros(()))
+        with torch.no_grad():
+            module.run(program.takes.lowest(1, like))
+    return module
+
+
+def rehearsed(body: dict[str, Any], tensors: dict[str, Tensor]) -> Program:
+    """The program of a description and its tensors, which has been run without data.
+
+    Raises:
+        RefusedError: something is not allowed, or does not fit.
+    """
     takes = _decode_signature(body)
     layers = _decode_layers(body["layers"], tensors)
     steps = _decode_steps(body["steps"], layers, takes.names)
     output = body["output"]
     known = {*takes.names, *(step.name for step in steps)}
     _check(isinstance(output, str) and output in known, "output names no step")
-    try:
-        program = Program(layers, steps, output, takes)
+    program = Program(layers, steps, output, takes)
+    with _running():
         _rehearse(program)
-        module = DecomposedModule(program).eval()
-        like = next(module.parameters(), torch.zeros(()))
-        with torch.no_grad():
-            module.run(takes.lowest(1, like))
+    return program
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError,
             ZeroDivisionError, OverflowError, AssertionError) as error:  # fmt: skip
         reason = str(error).strip().split("\n")[0]
         raise RefusedError(f"the module cannot run: {reason}") from None
-    return module
 
 
 def _check(condition: bool, message: str) -> None:
@@ -195,7 +214,7 @@ def _decode_steps(described: Any, layers: dict[str, LayerSpec], inputs: list[str
         args = tuple(_decode(arg, known) for arg in item["args"])
         kwargs = {key: _decode(value, known) for key, value in item["kwargs"].items()}
         plain = item["layer"] or "." not in target  # layers, and arithmetic on sizes
-        simple = all(isinstance(a, (Ref, int)) for a in args) and not kwargs
+        simple = all(isinstance(a, (Ref, int, float)) for a in args) and not kwargs
         _check(simple or not plain, f"bad arguments of step {name!r}")
         steps.append(Step(name, target, item["layer"], args, kwargs))
         known.add(name)

@@ -16,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo.files import write_bytes
-from nemo.module.codec import RefusedError, decode, encode
+from nemo.module.codec import RefusedError, decode, encode, rehearsed
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.info import check_info
+from nemo.module.layers import LayerSpec, build
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"
@@ -48,13 +49,19 @@ def save(
 
     Raises:
         ValueError: it is no module, or runs an op that is not in the op table, so that it could
-            not be loaded; `info` is no JSON, or has class names or a preprocessing that do not fit.
+            not be loaded; a layer was replaced, changed other than in its values, or given a hook;
+            `info` is no JSON, or has class names or a preprocessing that do not fit; a file is
+            where the folder should be. Nothing is written then.
     """
     if not isinstance(module, DecomposedModule):
         kind = type(module).__name__
         raise ValueError(f"a {kind} cannot be saved here; accepted: what nemo.decompose returns")
     about = {**module.info, **(info or {})}
     check_info(module, about)
+    target = Path(folder)
+    if taken := [path for path in (target, *target.parents) if path.is_file()]:
+        raise ValueError(f"{taken[0]} is a file; accepted: a folder, which may be new")
+    _check_layers(module)
     tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     weights = write_tensors(tensors)
     body = {
@@ -70,10 +77,38 @@ def save(
     }
     body["sha256"] = _digest(body)
     text = json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    target = Path(folder)
+    try:
+        rehearsed(json.loads(text), tensors)
+    except RefusedError as error:
+        raise ValueError(f"cannot save what could not be loaded: {error}") from None
     target.mkdir(parents=True, exist_ok=True)
     for name, content in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
         write_bytes(target / name, content)
+
+
+def _check_layers(module: DecomposedModule) -> None:
+    """Raise ValueError unless what will be loaded computes what the layers do now."""
+    for name, layer in module.named_modules():
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            what = f"layer {name!r}" if name else "the module"
+            raise ValueError(f"cannot save: {what} has a forward hook; accepted: none")
+    for name, (kind, config) in module.kinds.items():
+        layer = module._modules.get(name) or nn.Identity()
+        try:
+            told = build(LayerSpec(kind, config, layer.state_dict()))
+        except (LookupError, RuntimeError, ValueError):
+            told = None
+        if told is None or _settings(layer) != _settings(told):
+            raise ValueError(
+                f"cannot save: layer {name!r} is no longer the {kind} with {config} that was cut; "
+                "accepted: other values of its tensors (torch.save writes any module)"
+            )
+
+
+def _settings(layer: nn.Module) -> tuple[type, dict[str, Any]]:
+    """All that decides what a layer computes, but its tensors."""
+    public = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
+    return type(layer), public | {"training": False}
 
 
 def load(folder: str | os.PathLike[str]) -> DecomposedModule:

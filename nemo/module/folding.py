@@ -46,9 +46,12 @@ def fold(conv: LayerSpec, norm: LayerSpec) -> LayerSpec:
     scale = (norm.tensors["running_var"] + norm.config["eps"]).rsqrt()
     scale = scale * norm.tensors.get("weight", 1.0)
     shift = norm.tensors.get("bias", 0.0) - norm.tensors["running_mean"] * scale
-    weight = conv.tensors["weight"]
+    weight, each = conv.tensors["weight"], scale[:, None]
+    if "Transpose" in conv.kind:  # (in, out / groups, ...): the inputs of a group make its outputs
+        groups = conv.config["groups"]
+        each = scale.view(groups, -1).repeat_interleave(len(weight) // groups, 0)
     tensors = {
-        "weight": weight * scale.view(-1, *[1] * (weight.ndim - 1)),
+        "weight": weight * each.view(*each.shape, *[1] * (weight.ndim - 2)),
         "bias": conv.tensors.get("bias", 0.0) * scale + shift,
     }
     return LayerSpec(conv.kind, conv.config, tensors)

@@ -49,6 +49,7 @@ POINTWISE = (
     aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.__and__.Tensor,
     aten.__or__.Tensor, aten.__xor__.Tensor, aten.masked_fill.Tensor, aten.where.ScalarSelf,
     aten.where.ScalarOther, aten.where.Scalar, aten.ones_like.default, aten.full_like.default,
+    aten.fill.Scalar, aten.fill.Tensor,
 )  # fmt: skip
 
 # These mix elements along dimensions: those they name, the last one, two or three.
@@ -104,7 +105,8 @@ OTHERS = (
     # moves of elements
     aten.reshape.default, aten.view.default, aten.permute.default, aten.expand.default,
     aten.slice.Tensor, aten.index_select.default, aten.unfold.default, aten.im2col.default,
-    aten.col2im.default, aten.cat.default, aten.roll.default,
+    aten.col2im.default, aten.cat.default, aten.roll.default, aten.narrow.default,
+    aten.tensor_split.sections,
     aten.gather.default, aten.index.Tensor, aten.repeat.default, aten.repeat_interleave.self_int,
     aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default,
     aten.grid_sampler.default, aten.select.int, aten.unbind.int, aten.split.Tensor,
@@ -137,8 +139,8 @@ OTHERS = (
     aten.view_as_real.default, aten.view_as_complex.default, aten.real.default, aten.imag.default,
     aten.polar.default,
     # numbers: sizes that depend on the batch
-    operator.getitem, aten.sym_size.int, operator.mul, operator.add, operator.sub,
-    operator.floordiv,
+    operator.getitem, aten.sym_size.int, aten.sym_numel.default, operator.mul, operator.add,
+    operator.sub, operator.floordiv, operator.truediv,
 )  # fmt: skip
 
 

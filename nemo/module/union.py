@@ -48,6 +48,10 @@ def merge(
     Raises:
         ValueError: see `check_mergeable`; or no batches, or logits or labels that do not fit.
     """
+    for module in (a, b):
+        if not isinstance(module, DecomposedModule):
+            kind = type(module).__name__
+            raise ValueError(f"a {kind} cannot be merged; accepted: what nemo.decompose returns")
     names = check_mergeable(a, b)
     raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
     if raw.ndim != 2:

@@ -58,6 +58,17 @@ def test_a_norm_stays_if_its_input_is_read_elsewhere() -> None:
     assert "BatchNorm2d" in {kind for kind, _ in module.optimize_for_inference().kinds.values()}
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_norm_folds_into_a_transposed_convolution(groups: int) -> None:
+    up = nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1, groups=groups)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), up, nn.BatchNorm2d(6), nn.ReLU())
+    model = randomise(model.append(nn.Flatten()).append(nn.Linear(6 * 60 * 60, 3))).double()
+    fast = decompose(model, {}, example=IMAGES.double()).optimize_for_inference()
+    assert "BatchNorm2d" not in {kind for kind, _ in fast.kinds.values()}
+    with torch.no_grad():
+        torch.testing.assert_close(fast(IMAGES.double()), model(IMAGES.double()))
+
+
 def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     module = cut("vgg16")
     monkeypatch.setattr(folding, "fold", lambda conv, norm: conv)

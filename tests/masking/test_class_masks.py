@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import nemo
 from nemo.masking.class_masks import coupling_matrix, dead_classes, mask_frequency
+from nemo.masking.observed import Observed, choose
 from nemo.signature import Signature
 from tests.oracles import masks as oracle
 
@@ -115,7 +116,7 @@ def test_class_masks_streams_and_select_is_or():
     images = torch.rand(60, 12) - 0.4
     labels = torch.arange(60) % 3
     loader = [(images[i : i + 7], labels[i : i + 7]) for i in range(0, 60, 7)]
-    masks = nemo.class_masks(Echo(), loader, threshold=0.6)
+    masks = choose(Observed(Echo(), loader), "frequency", {"threshold": 0.6})
     expected = oracle.frequency((images > 0).int().tolist(), labels.tolist())
     assert masks["l"].tolist() == [oracle.threshold(row, 0.6) for row in expected]
     chosen = masks.select([2, 0])

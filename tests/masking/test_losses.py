@@ -117,6 +117,13 @@ def test_a_zero_row_has_no_gradient_and_changes_none_of_the_others(loss, monkeyp
     assert torch.equal(mine[[0, 2, 3, 5]], plain[[0, 2, 3, 5]])
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_mask_that_is_not_a_number_makes_the_loss_none(loss):
+    masks = torch.rand(4, 3)
+    masks[1, 2] = torch.nan
+    assert LOSSES[loss]({"l": masks}, torch.tensor([0, 0, 1, 1])).isnan()
+
+
 def test_small_tau_stays_finite_in_float32():
     masks = {"l": torch.rand(16, 8, requires_grad=True)}
     loss = nemo.contrastive_loss(masks, balanced(16), 0.005)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 import nemo.module.files as artefact
 from nemo.cut import DecomposedModule, decompose
@@ -95,6 +97,41 @@ def test_damaged_files_are_one_clear_error(
     with pytest.raises(ArtefactError) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+EDITS: dict[str, Any] = {
+    "pruned": lambda m: prune.l1_unstructured(m._modules["2"], "weight", 0.5),
+    "parametrised": lambda m: weight_norm(m._modules["2"]),
+    "replaced": lambda m: setattr(m, "2", nn.Conv2d(4, 2, 3, padding=1)),
+    "of another kind": lambda m: setattr(m, "2", nn.Identity()),
+    "removed": lambda m: delattr(m, "2"),
+    "padded": lambda m: setattr(m._modules["2"], "padding", (1, 1)),
+    "hooked": lambda m: m._modules["2"].register_forward_hook(lambda *_: None),
+    "of a subclass": lambda m: setattr(m, "2", type("Conv2d", (nn.Conv2d,), {})(4, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_module_is_refused_and_the_folder_stays(name: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    example = torch.randn(2, 3, 8, 8)
+    module = decompose(model.append(nn.Linear(64, 2)), {"2": torch.arange(4) < 2}, example=example)
+    save(module, tmp_path)
+    expected = module(example)
+    EDITS[name](module)
+    with pytest.raises(ValueError, match=r"^cannot save: layer '2' .*; accepted: .*$"):
+        save(module, tmp_path)
+    assert torch.equal(load(tmp_path)(example), expected)
+
+
+def test_other_values_and_widths_of_layers_are_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    module = decompose(model, {"0": torch.arange(4) < 2}, example=torch.randn(2, 3))
+    module.add_module("2", nn.Linear(2, 7, bias=False))  # a new head
+    save(module, tmp_path)
+    inputs = torch.randn(4, 3)
+    assert load(tmp_path)(inputs).shape == (4, 7)
+    assert torch.equal(load(tmp_path)(inputs), module(inputs))
 
 
 def forge(folder: Path, change: Any) -> None:

@@ -42,6 +42,21 @@ def halves(x: Tensor) -> Tensor:
     return torch.where(left > 0.1, left, 0.0) + torch.logical_and(left > 0, right > 0).to(x.dtype)
 
 
+def assigned(x: Tensor) -> Tensor:
+    """Rows and whole tensors of constants, which neurons that are off get, too."""
+    x = torch.relu(x)
+    x[:, :, 0] = 0.5
+    return x * x.sigmoid().fill_(2) + x.exp().fill_(0.25)
+
+
+def of_the_batch(x: Tensor) -> Tensor:
+    """Pieces of twice the batch, and a number that is made of its size."""
+    twice = torch.cat([x, x.flip(2)])
+    left, right = twice.tensor_split(2)
+    part = twice.narrow(0, x.shape[0], x.shape[0])
+    return left * right.sigmoid() + part * (x.numel() / x.shape[0] / 1000)
+
+
 def spectrum(x: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=(16, 16)).mean((2, 3))
 
@@ -72,6 +87,8 @@ NETS = {
     "embedding of the brightest": Net(
         lambda n, x: n["e"](x.flatten(2).argmax(2)).mean(1) + x.mean((1, 2)), 16,
         e=nn.Embedding(256, 16)),
+    "assigned": Net(lambda n, x: assigned(x).amax(3).flatten(1), 128),
+    "of the batch": Net(lambda n, x: of_the_batch(x).mean((2, 3)), 8),
     "spectrum": Net(lambda n, x: spectrum(x), 8),
     "1-d": Net(
         lambda n, x: F.interpolate(F.adaptive_avg_pool1d(n["t"](x.flatten(2)), 8), 16).mean(2), 4,

@@ -58,13 +58,13 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
     import torch.nn.functional as F
 
     from nemo.masking.hooks import acting
-    from nemo.masking.labels import check_labels
+    from nemo.masking.labels import check_labels, pairs
     from nemo.signature import call, evaluating, moved, pick
 
     modular = observed.modular
     model, like = modular.model, next(modular.parameters())
     with evaluating(model):
-        for inputs, labels in observed.batches:
+        for inputs, labels in pairs(observed.batches):
             check_labels(labels, {})
             labels, sizes = labels.long().to(like.device), modular.layers
             masks = {k: like.new_ones(len(labels), n).requires_grad_() for k, n in sizes.items()}
