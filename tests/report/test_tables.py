@@ -32,7 +32,8 @@ VARIANTS = {
 }
 METHODS = ["standard", "mwt", "nemo"]
 NAMES = ("alternatives", "budgets", "gap", "thresholds", "granularity")
-EXTRA = {name: {"of": ["nemo"]} for name in NAMES}
+EXTRA: dict[str, Any] = {name: {"of": ["nemo"]} for name in NAMES}
+EXTRA["alternatives"]["kinds"] = ["pruned", "standard-tuned"]
 
 
 def variants(root: Path, **changes: Any) -> Params:
