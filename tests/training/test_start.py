@@ -14,7 +14,7 @@ from nemo.masking.generators import modularize
 from nemo.models import build_model
 from nemo.recipe import recipe
 from nemo.trained import WEIGHTS
-from nemo.training.cell import train_cell
+from nemo.training.cell import AtChanceError, train_cell
 
 QUICK = load_params("profiles/quick.yaml").model_dump(exclude_unset=True)
 STILL = {"train.epochs": 1, "train.lr": 1e-30, "train.weight_decay": 0.0}  # moves no weight
@@ -72,3 +72,11 @@ def test_it_is_made_again_where_the_standard_training_changes():
 def test_the_standard_model_cannot_start_from_itself():
     with pytest.raises(ParamsError, match=r"^params: train.start: 'standard'; accepted: in `var"):
         params(start="standard")
+
+
+def test_a_standard_model_that_learned_nothing_is_no_start(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    still = params(at_chance="fail", lr=1e-30, weight_decay=0.0)
+    with pytest.raises(AtChanceError, match=r"^digits/resnet18/standard-3: validation accuracy"):
+        train_cell(still, Cell("digits", "resnet18", "warm", 3), noise(), tmp_path / "warm")
+    assert not (tmp_path / "warm").exists()
