@@ -14,24 +14,30 @@ CACHE_ELEMENTS = 2**18  # of a float32 tensor that fits a CPU core's cache
 class Pool(torch.autograd.Function):
     """x itself, for the layer, and its mean over all but samples and channels, (B, C).
 
-    The layer alone reads this x. So its gradient can take up that of the mean `in_place`, where
-    autograd would write out a third gradient of the size of x.
+    The mean is of `part` of the first dimension of `over`, such as the first tokens. The layer
+    alone reads this x. So its gradient can take up that of the mean `in_place`, where autograd
+    would write out a third gradient of the size of x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, over: tuple[int, ...], in_place: bool
+        ctx: Any, x: Tensor, over: tuple[int, ...], part: slice, in_place: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.in_place, ctx.over = in_place, over
-        return x, x.mean(over) if over else x.clone()
+        ctx.over, ctx.part, ctx.in_place = over, part, in_place
+        return x, _part(x, over, part).mean(over) if over else x.clone()
 
     @staticmethod
-    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, for_x: Tensor, for_mean: Tensor) -> tuple[Tensor, None, None, None]:
         for d in ctx.over:
             for_mean = for_mean.unsqueeze(d)
-        pixels = math.prod(for_x.shape[d] for d in ctx.over)
-        each = for_mean / pixels
-        return for_x.add_(each) if ctx.in_place else for_x + each, None, None
+        for_x = for_x if ctx.in_place else for_x.clone()
+        read = _part(for_x, ctx.over, ctx.part)
+        read.add_(for_mean / math.prod(read.shape[d] for d in ctx.over))
+        return for_x, None, None, None
+
+
+def _part(x: Tensor, over: tuple[int, ...], part: slice) -> Tensor:
+    return x[(slice(None),) * over[0] + (part,)] if over else x
 
 
 class Scale(torch.autograd.Function):

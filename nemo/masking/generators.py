@@ -9,7 +9,7 @@ Shapes: B images, N_l neurons of layer l.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -27,6 +27,8 @@ from nemo.masking.under import Under, check_early
 from nemo.signature import Signature, bare, moved, pick
 
 Masks = dict[str, Tensor]
+PoolInput = slice | Callable[[str, Tensor], Tensor]
+EVERYWHERE = slice(None)
 
 
 class MaskGenerator(nn.Module):
@@ -71,6 +73,7 @@ class Modular(nn.Module):
             which may keep it.
         takes: how it is called, and what counts of what the model returns in eval mode.
         output: what counts of what it returns in train mode, which may be several tensors.
+        pool: what a generator sees of its layer's input, as `modularize` was told.
     """
 
     def __init__(
@@ -80,9 +83,11 @@ class Modular(nn.Module):
         overwritable: Collection[str],
         takes: Signature,
         output: str | int | None = None,
+        pool: PoolInput = EVERYWHERE,
     ) -> None:
         super().__init__()
         self.model = model
+        self.pool = pool
         self.overwritable = frozenset(overwritable)
         self.takes = takes
         self.output = takes.output if output is None else output
@@ -93,6 +98,12 @@ class Modular(nn.Module):
             reasons = "; ".join(": ".join(item) for item in self.skipped.items())
             raise ValueError(
                 f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
+            )
+        folded = next((site.layer for site in self.sites if site.fold), None)
+        if folded is not None and isinstance(pool, slice) and pool != EVERYWHERE:
+            raise ValueError(
+                f"pool is {pool}, and {folded} reads windows of a sample, which it would cut each; "
+                "accepted: a function"
             )
         self._keys = _keys(self.sites)
         reference = next(model.parameters())
@@ -113,7 +124,8 @@ class Modular(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Masks]:
         """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients.
 
-        It is called as the model is; the logits are the output that `modularize` was told.
+        It is called as the model is; the logits are the output that `modularize` was told. A mask
+        is (B, ..., N_l) where `pool` keeps the positions.
         """
         count = len(next(iter((*args, *kwargs.values()))))
         with self._attached(count) as masks:
@@ -171,18 +183,56 @@ class Modular(nn.Module):
                 f"{site.layer}: its input holds {rows} rows for {count} samples, unlike that of "
                 "the example of modularize: give it one of this size"
             )
-        x, pooled = Pool.apply(x, over, in_place)
-        if site.fold == "outer":
-            pooled = pooled.view(count, rows // count, -1).mean(1)
-        elif site.fold == "inner":
-            pooled = pooled.view(rows // count, count, -1).mean(0)
+        if isinstance(self.pool, slice):
+            if over and not len(range(x.shape[over[0]])[self.pool]):
+                raise ValueError(
+                    f"pool {self.pool} holds none of the {x.shape[over[0]]} positions of "
+                    f"{site.layer}; accepted: a slice that holds one"
+                )
+            x, pooled = Pool.apply(x, over, self.pool, in_place)
+            if site.fold == "outer":
+                pooled = pooled.view(count, rows // count, -1).mean(1)
+            elif site.fold == "inner":
+                pooled = pooled.view(rows // count, count, -1).mean(0)
+        else:
+            shown = _by_sample(x, site, channels, count)
         for site in sites:
+            if not isinstance(self.pool, slice):
+                pooled = _checked(self.pool(site.layer, shown), site, shown)
             masks[site.layer] = self.generators[self._keys[site.layer]](pooled)
         return x
 
 
+def _by_sample(x: Tensor, site: Site, channels: int, count: int) -> Tensor:
+    """A layer's input with the samples first and the features last, windows of a sample apart."""
+    assert site.batch is not None
+    x = x.movedim((site.batch, channels), (0, -1))
+    if site.fold == "outer":
+        x = x.view(count, -1, *x.shape[1:])
+    elif site.fold == "inner":
+        x = x.view(-1, count, *x.shape[1:]).movedim(1, 0)
+    return x
+
+
+def _checked(pooled: Tensor, site: Site, shown: Tensor) -> Tensor:
+    """What a `pool` of the user's gave, if a mask can be made of it."""
+    accepted: list[tuple[int, ...]] = [(len(shown), shown.shape[-1])]
+    if not site.fold:
+        accepted.append(tuple(shown.shape))
+    if not isinstance(pooled, Tensor) or tuple(pooled.shape) not in accepted:
+        got = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+        raise ValueError(
+            f"pool({site.layer!r}, x) gave {got}; accepted: {' or '.join(map(str, accepted))}"
+        )
+    return pooled
+
+
 def modularize(
-    model: nn.Module, example: Any = None, *, output: str | int | None = None
+    model: nn.Module,
+    example: Any = None,
+    *,
+    output: str | int | None = None,
+    pool: PoolInput = EVERYWHERE,
 ) -> Modular:
     """Attach mask generators to every maskable layer of `model` (paper section 4.1).
 
@@ -194,6 +244,12 @@ def modularize(
             the model declares, else 3 x 32 x 32. `decompose` uses the same sizes.
         output: which tensor counts, of a model that returns several: its key, attribute or index.
             Some, such as GoogLeNet, return several in train mode only.
+        pool: what a generator sees of its layer's input; by default the mean over all positions.
+            A slice is the mean over these positions, such as `slice(64)` of a model of sequences
+            whose later tokens are not known yet; of images, over these rows. A function
+            `pool(layer, x)` is given x as (B, ..., F), the samples first and the features last. It
+            returns (B, F), for a mask per sample; or (B, ..., F), for a mask per position, which
+            is then (B, ..., N_l).
 
     The model is traced once, so that one which cannot be cut is refused before its training. The
     masks live in hooks that exist during the forward pass only. Activation checkpointing repeats
@@ -204,14 +260,14 @@ def modularize(
 
     Raises:
         ValueError: the model has nothing to mask, or it is called in a way that cannot be cut; see
-            `nemo.masking.inspection`.
+            `nemo.masking.inspection`. The modular model raises it if `pool` gives another shape.
     """
     model = bare(model)
     if isinstance(model, Modular):
         raise ValueError("the model is modular already; accepted: what it is made of, its .model")
     takes = takes_of(model, example, output)
     check_early(model, takes)
-    return attach(model, takes, output)
+    return attach(model, takes, output, pool)
 
 
 def as_modular(model: nn.Module) -> Modular:
@@ -223,12 +279,17 @@ def as_modular(model: nn.Module) -> Modular:
     return found
 
 
-def attach(model: nn.Module, takes: Signature, output: str | int | None = None) -> Modular:
+def attach(
+    model: nn.Module,
+    takes: Signature,
+    output: str | int | None = None,
+    pool: PoolInput = EVERYWHERE,
+) -> Modular:
     """`modularize` for a model that was checked before, such as one that is loaded."""
     batch = takes.batch(moved(takes.draw(2, 0), next(model.parameters())))
     sites = find_sites(model, takes)
     masked = [site for site in sites if site.skip is None]
-    return Modular(model, sites, overwritable(model, masked, batch), takes, output)
+    return Modular(model, sites, overwritable(model, masked, batch), takes, output, pool)
 
 
 def takes_of(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:

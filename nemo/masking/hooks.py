@@ -36,7 +36,8 @@ def acting(
     """In this context, masks act on each forward pass of `model`.
 
     Args:
-        masks: {layer: (B or 1, N_l)} of all sites, read once the layer has run.
+        masks: {layer: (B or 1, N_l)} of all sites, read once the layer has run; or (B, ..., N_l),
+            a mask for each position of the output.
         scale: the product of an output and its mask, which broadcasts to it; it is also told the
             name of the module whose output it is.
         reading: is shown the input of a layer, with its sites, and gives the one to use.
@@ -132,9 +133,18 @@ def _same(x: Tensor, output: Tensor) -> bool:
 
 
 def _beside(masks: Sequence[Tensor], site: Site, output: Tensor, channels: int) -> Tensor:
-    """Masks (B or 1, N) of parts of one output, side by side, shaped to broadcast to it."""
-    mask = masks[0] if len(masks) == 1 else torch.cat(list(masks), 1)
+    """Masks (B or 1, N) or (B, ..., N) of parts of one output, side by side, shaped to broadcast to
+    it."""
+    mask = masks[0] if len(masks) == 1 else _joined(masks, site)
     batch = site.batch or 0  # where it is not known, one row is for all samples
+    if mask.ndim > 2:
+        mask = mask.movedim((0, -1), (batch, channels))
+        if mask.shape != output.shape:
+            raise ValueError(
+                f"{site.layer}: a mask for each position is {tuple(mask.shape)}, the output "
+                f"{tuple(output.shape)}; accepted: a pool that gives one mask per sample here"
+            )
+        return mask
     if site.fold and len(mask) > 1:  # each sample's row for all of its windows
         times = output.shape[batch] // len(mask)
         outer = site.fold == "outer"
@@ -142,3 +152,12 @@ def _beside(masks: Sequence[Tensor], site: Site, output: Tensor, channels: int) 
     shape = [1] * output.ndim
     shape[batch], shape[channels] = mask.shape
     return mask.view(shape)
+
+
+def _joined(masks: Sequence[Tensor], site: Site) -> Tensor:
+    if len({mask.ndim for mask in masks}) > 1:
+        raise ValueError(
+            f"{site.module}: some of its parts have a mask per sample, others one per position; "
+            "accepted: a pool that gives the same for all of them"
+        )
+    return torch.cat(list(masks), -1)
