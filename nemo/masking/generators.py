@@ -9,7 +9,7 @@ Shapes: B images, N_l neurons of layer l.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from nemo.masking.autograd import Pool, Scale
+from nemo.masking.autograd import Scale
 from nemo.masking.hooks import acting
 from nemo.masking.inspection import signature
+from nemo.masking.pooling import EVERYWHERE, PoolInput, by_sample, check_pool, mean_over, shown_by
 from nemo.masking.probe import is_transposed
 from nemo.masking.sites import PLAIN, Site, find_sites, overwritable, seen
 from nemo.masking.under import Under, check_early
 from nemo.signature import Signature, bare, moved, pick
 
 Masks = dict[str, Tensor]
-PoolInput = slice | Callable[[str, Tensor], Tensor]
-EVERYWHERE = slice(None)
 
 
 class MaskGenerator(nn.Module):
@@ -99,12 +98,7 @@ class Modular(nn.Module):
             raise ValueError(
                 f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
             )
-        folded = next((site.layer for site in self.sites if site.fold), None)
-        if folded is not None and isinstance(pool, slice) and pool != EVERYWHERE:
-            raise ValueError(
-                f"pool is {pool}, and {folded} reads windows of a sample, which it would cut each; "
-                "accepted: a function"
-            )
+        check_pool(pool, self.sites)
         self._keys = _keys(self.sites)
         reference = next(model.parameters())
         self.generators = nn.ModuleDict(
@@ -175,7 +169,6 @@ class Modular(nn.Module):
         hooked = module._backward_hooks or module._backward_pre_hooks
         in_place = site.part is None and type(module) in PLAIN and not hooked
         channels = 1 if isinstance(module, _ConvNd) else x.ndim - 1
-        over = tuple(d for d in range(x.ndim) if d not in (site.batch, channels))
         assert site.batch is not None
         rows = x.shape[site.batch]
         if rows % count or (rows != count and not site.fold):
@@ -184,47 +177,14 @@ class Modular(nn.Module):
                 "the example of modularize: give it one of this size"
             )
         if isinstance(self.pool, slice):
-            if over and not len(range(x.shape[over[0]])[self.pool]):
-                raise ValueError(
-                    f"pool {self.pool} holds none of the {x.shape[over[0]]} positions of "
-                    f"{site.layer}; accepted: a slice that holds one"
-                )
-            x, pooled = Pool.apply(x, over, self.pool, in_place)
-            if site.fold == "outer":
-                pooled = pooled.view(count, rows // count, -1).mean(1)
-            elif site.fold == "inner":
-                pooled = pooled.view(rows // count, count, -1).mean(0)
+            x, pooled = mean_over(self.pool, x, site, channels, count, in_place)
         else:
-            shown = _by_sample(x, site, channels, count)
+            shown = by_sample(x, site, channels, count)
         for site in sites:
             if not isinstance(self.pool, slice):
-                pooled = _checked(self.pool(site.layer, shown), site, shown)
+                pooled = shown_by(self.pool, shown, site)
             masks[site.layer] = self.generators[self._keys[site.layer]](pooled)
         return x
-
-
-def _by_sample(x: Tensor, site: Site, channels: int, count: int) -> Tensor:
-    """A layer's input with the samples first and the features last, windows of a sample apart."""
-    assert site.batch is not None
-    x = x.movedim((site.batch, channels), (0, -1))
-    if site.fold == "outer":
-        x = x.view(count, -1, *x.shape[1:])
-    elif site.fold == "inner":
-        x = x.view(-1, count, *x.shape[1:]).movedim(1, 0)
-    return x
-
-
-def _checked(pooled: Tensor, site: Site, shown: Tensor) -> Tensor:
-    """What a `pool` of the user's gave, if a mask can be made of it."""
-    accepted: list[tuple[int, ...]] = [(len(shown), shown.shape[-1])]
-    if not site.fold:
-        accepted.append(tuple(shown.shape))
-    if not isinstance(pooled, Tensor) or tuple(pooled.shape) not in accepted:
-        got = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
-        raise ValueError(
-            f"pool({site.layer!r}, x) gave {got}; accepted: {' or '.join(map(str, accepted))}"
-        )
-    return pooled
 
 
 def modularize(
@@ -249,7 +209,7 @@ def modularize(
             whose later tokens are not known yet; of images, over these rows. A function
             `pool(layer, x)` is given x as (B, ..., F), the samples first and the features last. It
             returns (B, F), for a mask per sample; or (B, ..., F), for a mask per position, which
-            is then (B, ..., N_l).
+            is then (B, ..., N_l). A layer that reads one vector per sample has no positions.
 
     The model is traced once, so that one which cannot be cut is refused before its training. The
     masks live in hooks that exist during the forward pass only. Activation checkpointing repeats

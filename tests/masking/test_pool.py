@@ -143,6 +143,8 @@ def test_a_model_whose_samples_come_second_shows_them_first() -> None:
         (lambda layer, x: None, r"gave NoneType; accepted"),
         (slice(6, 9), r"pool slice\(6, 9, None\) holds none of the 6 positions of blocks\.1\.q"),
         (lambda layer, x: x if layer.endswith(".q") else x.mean(1), "some of its parts"),
+        ("mean", r"pool: 'mean'; accepted: a slice with a step above 0, or a function"),
+        (slice(None, None, -1), r"pool: slice\(None, None, -1\); accepted: a slice with a step"),
     ],
 )  # fmt: skip
 def test_a_pool_that_does_not_fit_is_named(pool: object, says: str) -> None:

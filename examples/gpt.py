@@ -1,0 +1,289 @@
+"""A byte-level GPT with one mask per sequence, and its modules of one programming language; see
+docs/sequences.md."""
+
+import hashlib
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import nemo
+from examples.texts import LENGTH, Texts, batches, draw, read
+
+PROMPT, BATCH = 64, 16  # the bytes of a sequence that its masks are made from; sequences a step
+Task = Callable[[Tensor, Tensor, Tensor], Tensor]  # of outputs, inputs and languages
+
+
+LR, TUNING_LR, TAU = 2e-3, 5e-4, 0.2
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    depth: int
+    steps: int
+    alpha: float
+
+    def folder(self, work: Path, texts: Texts) -> Path:
+        """Where what is trained is kept; another for other sizes or texts."""
+        digest = hashlib.sha256(b"".join(text.numpy().tobytes() for text in texts.values()))
+        size = f"{self.width}x{self.depth}-{self.steps}-{self.alpha:g}"
+        return work / f"{size}-{digest.hexdigest()[:8]}"
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, -1)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """(B, 256) bytes -> logits (B, 256, 256) of the byte after each."""
+
+    def __init__(self, width: int, depth: int, heads: int = 4, outputs: int = 256) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(256, width)
+        self.position = nn.Parameter(0.02 * torch.randn(LENGTH, width))
+        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.blocks(self.embed(x) + self.position)))
+
+
+def next_byte(logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """Bits per byte of the bytes after the first 64."""
+    nats = F.cross_entropy(logits[:, PROMPT - 1 : -1].flatten(0, 1), x[:, PROMPT:].flatten())
+    return nats / math.log(2)
+
+
+def train(
+    model: nn.Module, texts: Texts, steps: int, lr: float, seed: int, alpha: float = 0.0,
+    task: Task = next_byte,
+) -> None:  # fmt: skip
+    """Adam; the learning rate rises and falls, and alpha rises to its value over 3/10 of it."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
+    random = np.random.default_rng(seed)
+    for number in range(steps):
+        x, labels = draw(texts, BATCH, random)
+        step(model, optimizer, x, labels, alpha * min(1.0, number / (0.3 * steps)), task)
+        schedule.step()
+    model.eval()
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, alpha: float,
+    task: Task = next_byte,
+) -> None:  # fmt: skip
+    if isinstance(model, nemo.Modular):
+        logits, masks = model(x)
+        loss = task(logits, x, labels) + alpha * nemo.contrastive_loss(masks, labels, TAU)
+    else:
+        loss = task(model(x), x, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+@torch.inference_mode()
+def bits_per_byte(model: nn.Module, text: Tensor) -> float:
+    """Of the last 192 bytes of each 256."""
+    rows = text[: len(text) // LENGTH * LENGTH].view(-1, LENGTH).long()
+    total = 0.0
+    for x in rows.split(64):
+        out = model(x)
+        total += len(x) * next_byte(out[0] if isinstance(out, tuple) else out, x, x).item()
+    return total / len(rows)
+
+
+def modular(model: nn.Module, pool: slice = slice(PROMPT)) -> nemo.Modular:
+    """Its masks look at the first bytes of a sequence only, since later ones are to be guessed."""
+    return nemo.modularize(model, torch.zeros(2, LENGTH, dtype=torch.long), pool=pool)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def as_large(count: int, depth: int) -> GPT:
+    """The GPT of this depth whose number of parameters is nearest."""
+    sizes = {width: parameters(GPT(width, depth)) for width in range(8, 385, 8)}
+    return GPT(min(sizes, key=lambda width: abs(sizes[width] - count)), depth)
+
+
+def kept(model: nn.Module, file: Path, fit: Callable[[], None]) -> nn.Module:
+    """The model trained, by `fit` or in an earlier run."""
+    if not file.is_file():
+        fit()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), file.with_suffix(".partial"))
+        file.with_suffix(".partial").replace(file)
+    model.load_state_dict(load_file(file))
+    return model.eval()
+
+
+def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Iterator[dict]:
+    """A row for each language. What is trained is kept in the folder `work`."""
+
+    def trained(name: str, model: nn.Module, on: Texts, steps: int, lr: float) -> nn.Module:
+        fit = partial(train, model, on, steps, lr, seed, size.alpha)
+        return kept(model, work / f"{name}.safetensors", fit)
+
+    torch.manual_seed(seed)
+    standard = trained("standard", GPT(size.width, size.depth), train_, size.steps, LR)
+    torch.manual_seed(seed)
+    whole = trained("modular", modular(GPT(size.width, size.depth)), train_, size.steps, LR)
+    masks = nemo.class_masks(whole, batches(train_, 200, seed))
+    tenth, share = size.steps // 10, size.steps // len(train_)
+    for label, (language, text) in enumerate(test.items()):
+        own = {language: train_[language]}
+        chosen = masks.select([label])
+        module = nemo.decompose(whole, dict(chosen))  # a dict without `classes`: all 256 bytes
+        count, as_cut = parameters(module), bits_per_byte(module, text)
+        trained(f"{language}-module", module, own, tenth, TUNING_LR)
+        tuned = trained(f"{language}-standard", deepcopy(standard), own, tenth, TUNING_LR)
+        dense = trained(f"{language}-dense", as_large(count, size.depth), own, share + tenth, LR)
+        row = {
+            "seed": seed, "language": language, "nrr": nemo.retention_rate(chosen),
+            "coupling": nemo.coupling(masks), "error": module.certificate["error"],
+            "parameters": count, "share": count / parameters(standard),
+            "standard": bits_per_byte(standard, text), "modular": bits_per_byte(whole, text),
+            "as cut": as_cut, "fine-tuned": bits_per_byte(module, text),
+            "standard, fine-tuned": bits_per_byte(tuned, text), "dense": bits_per_byte(dense, text),
+            "dense, long": float("nan"),
+        }  # fmt: skip
+        if label == seed % len(test):  # one of them for each seed: it takes the longest
+            long = as_large(count, size.depth)
+            trained(f"{language}-dense-long", long, own, size.steps, LR)
+            row["dense, long"] = bits_per_byte(long, text)
+        yield row
+
+
+def step_times(texts: Texts, size: Size, times: int = 15) -> tuple[float, float]:
+    """Median seconds of a training step of the standard and of the modular GPT, taking turns."""
+    models = GPT(size.width, size.depth), modular(GPT(size.width, size.depth))
+    runs = [(model, torch.optim.AdamW(model.parameters()), []) for model in models]
+    random = np.random.default_rng(0)
+    for _ in range(times + 2):
+        x, labels = draw(texts, BATCH, random)
+        for model, optimizer, took in runs:
+            begin = time.perf_counter()
+            step(model, optimizer, x, labels, size.alpha)
+            took.append(time.perf_counter() - begin)
+    return tuple(statistics.median(took[2:]) for *_, took in runs)
+
+
+@click.group()
+def main() -> None:
+    """A GPT that knows several programming languages, and modules that know one."""
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    for add in (
+        click.option("--data", required=True, type=click.Path(exists=True, path_type=Path)),
+        click.option("--work", default=Path("gpt-work"), type=click.Path(path_type=Path)),
+        click.option("--width", default=192),
+        click.option("--depth", default=6),
+        click.option("--steps", default=500, type=click.IntRange(min=10)),
+        click.option("--alpha", default=0.3),
+    ):
+        command = add(command)
+    return command
+
+
+@main.command("train")
+@options
+@click.option("--seed", default=0)
+def train_one(data: Path, seed: int, work: Path, **size: float) -> None:
+    """Train, cut and fine-tune with one seed; DATA is a folder or .tar of SPLIT/LANGUAGE/FILE."""
+    known, test, chosen = read(data, "train"), read(data, "test"), Size(**size)
+    if list(known) != list(test):
+        raise click.ClickException(
+            f"{data}: train/ has {', '.join(known)}, test/ {', '.join(test)}; accepted: the same"
+        )
+    folder = chosen.folder(work, known)
+    found = pd.DataFrame(rows(known, test, seed, chosen, folder / f"seed-{seed}"))
+    found.to_csv(folder / f"seed-{seed}.csv", index=False, lineterminator="\n")
+    click.echo(found.T.to_string(header=False, float_format="{:.3f}".format))
+
+
+@main.command()
+@options
+@click.option("--out", default=Path("reports"), type=click.Path(exists=True, path_type=Path))
+def report(data: Path, work: Path, out: Path, **size: float) -> None:
+    """Measure the training step, and write the tables of the seeds in WORK."""
+    chosen, known = Size(**size), read(data, "train")
+    folder = chosen.folder(work, known)
+    files = sorted(folder.glob("seed-*.csv"))
+    if not files:
+        raise click.ClickException(
+            f"{folder} holds no seed-*.csv; accepted: data and options that `train` was given"
+        )
+    plain, masked = step_times(known, chosen)
+    found = pd.concat(map(pd.read_csv, files))
+    found.to_csv(out / "gpt.csv", index=False, lineterminator="\n")
+    by_language = found.groupby("language").mean(numeric_only=True).round(3)
+    table = by_language.drop(columns=["seed", "error", "coupling"]).to_markdown()
+    text = "\n".join([*caption(chosen, len(files)), "", table, "", *goals(found, masked / plain)])
+    (out / "gpt.md").write_text(f"{text}\n")
+    click.echo(text)
+
+
+def caption(size: Size, seeds: int) -> list[str]:
+    return [
+        f"Bits per byte of test files, of the bytes after the first {PROMPT} of {LENGTH}. "
+        f"GPTs of {size.depth} blocks on bytes, {size.width} wide, {size.steps} steps of {BATCH} "
+        f"sequences, alpha {size.alpha:g}. Means over {seeds} seeds, which are in "
+        f"[gpt.csv](gpt.csv). {platform.machine()}, {os.cpu_count()} CPU cores, torch "
+        f"{torch.__version__.split('+')[0]}. By the commands of "
+        "[docs/sequences.md](../docs/sequences.md)."
+    ]
+
+
+def goals(found: pd.DataFrame, ratio: float) -> list[str]:
+    """What the figures are to show, and what they do: the mean, and the worst."""
+    dense = found[["dense", "dense, long"]].min(axis=1)
+    reached = {
+        "parameters of a module / of the GPT (at most .50)": found["share"],
+        "fine-tuned module - standard GPT (at most +.050)": found["fine-tuned"] - found["standard"],
+        "fine-tuned module - better of the dense GPTs (below 0)": found["fine-tuned"] - dense,
+        "as cut - modular GPT": found["as cut"] - found["modular"],
+    }
+    return [
+        "| goal | mean | worst |", "| :-- | --: | --: |",
+        f"| time of a training step, modular / standard (at most 1.15) | {ratio:.2f} | |",
+        *(f"| {name} | {of.mean():+.3f} | {of.max():+.3f} |" for name, of in reached.items()),
+        "",
+        f"Neuron retention rate {found['nrr'].mean():.3f}, coupling {found['coupling'].mean():.3f},"
+        f" largest error of the exactness check {found['error'].max():.0e}.",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
