@@ -28,7 +28,7 @@ PROMPT, BATCH = 64, 16  # the bytes of a sequence that its masks are made from; 
 Task = Callable[[Tensor, Tensor, Tensor], Tensor]  # of outputs, inputs and languages
 
 
-LR, TUNING_LR, TAU = 2e-3, 5e-4, 0.2
+LR, TUNING_LR, TAU = 3e-3, 5e-4, 0.2
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,25 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """(B, 256) bytes -> logits (B, 256, 256) of the byte after each."""
+    """(B, 256) bytes -> logits (B, 256, 256) of the byte after each.
+
+    A position is embedded with the three bytes before it, for which it would learn to look first.
+    """
 
     def __init__(self, width: int, depth: int, heads: int = 4, outputs: int = 256) -> None:
         super().__init__()
-        self.embed = nn.Embedding(256, width)
+        self.embed = nn.ModuleList([nn.Embedding(256, width) for _ in range(4)])
         self.position = nn.Parameter(0.02 * torch.randn(LENGTH, width))
         self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.blocks(self.embed(x) + self.position)))
+        return self.head(self.norm(self.blocks(self.embedded(x))))
+
+    def embedded(self, x: Tensor) -> Tensor:
+        before = [F.pad(x, (back, 0))[:, :LENGTH] for back in range(len(self.embed))]
+        each = [embed(bytes_) for embed, bytes_ in zip(self.embed, before, strict=True)]
+        return self.position + sum(each)
 
 
 def next_byte(logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:
@@ -211,7 +219,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--width", default=192),
         click.option("--depth", default=6),
         click.option("--steps", default=500, type=click.IntRange(min=10)),
-        click.option("--alpha", default=0.3),
+        click.option("--alpha", default=1.0),
     ):
         command = add(command)
     return command

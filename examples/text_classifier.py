@@ -20,7 +20,7 @@ class Classifier(GPT):
     """(B, 256) bytes -> logits (B, languages)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(self.embed(x) + self.position)
+        x = self.blocks(self.embedded(x))
         return self.head(self.norm(x).mean(1))
 
 
