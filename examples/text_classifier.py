@@ -46,12 +46,12 @@ def accuracy(model: nn.Module, texts: Texts, classes: Sequence[int], among: bool
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--seeds", default=3)
-@click.option("--steps", default=200, type=click.IntRange(min=10))
+@click.option("--steps", default=200, type=click.IntRange(min=20))
 @click.option("--alpha", default=0.5)
 @click.option("--out", default=Path("reports"), type=click.Path(exists=True, path_type=Path))
 def main(data: Path, seeds: int, steps: int, alpha: float, out: Path) -> None:
     """DATA is a folder or .tar of SPLIT/LANGUAGE/FILE."""
-    known, test = read(data, "train"), read(data, "test")
+    known, test = read(data)
     everyone, found = range(len(known)), []
     for seed in range(seeds):
         torch.manual_seed(seed)

@@ -13,26 +13,33 @@ LENGTH = 256  # bytes of a sequence
 Texts = Mapping[str, Tensor]  # {language: its bytes}
 
 
-def read(path: Path, split: str) -> Texts:
-    """The files SPLIT/LANGUAGE/NAME of a folder or a tar, those of a language one after another."""
+def read(path: Path) -> tuple[Texts, Texts]:
+    """The training and the test texts: the files train/LANGUAGE/NAME and test/LANGUAGE/NAME of a
+    folder or a .tar, those of a language one after another."""
     if path.is_dir():
-        files = {str(p.relative_to(path)): p.read_bytes() for p in path.glob(f"{split}/*/*")}
-    else:
+        found = [(p.relative_to(path), p.read_bytes()) for p in path.glob("*/*/*") if p.is_file()]
+    elif tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
-            members = [m for m in tar if m.isfile()]
-            files = {m.name.removeprefix("./"): tar.extractfile(m).read() for m in members}
-    texts: dict[str, bytes] = {}
-    for name in sorted(files):
-        first, _, rest = name.partition("/")
-        if first == split:
-            language = rest.split("/")[0]
-            texts[language] = texts.get(language, b"") + files[name] + b"\n"
-    short = [name for name, text in texts.items() if len(text) < LENGTH]
-    if short or len(texts) < 2:
+            found = [(Path(m.name), tar.extractfile(m).read()) for m in tar if m.isfile()]
+    else:
+        raise click.ClickException(f"{path} is no .tar; accepted: a folder, or a .tar of one")
+    texts: dict[str, dict[str, bytes]] = {"train": {}, "test": {}}
+    for name, content in sorted(found):
+        if len(name.parts) == 3 and name.parts[0] in texts:
+            split, language, _ = name.parts
+            texts[split][language] = texts[split].get(language, b"") + content + b"\n"
+    train, test = texts.values()
+    short = [name for name, text in (*train.items(), *test.items()) if len(text) < LENGTH]
+    if short or len(train) < 2 or list(train) != list(test):
         raise click.ClickException(
-            f"{path}: {split}/ has {short or sorted(texts)}; accepted: two languages or more, "
-            f"{split}/LANGUAGE/FILE, of {LENGTH} bytes or more each"
+            f"{path}: train/ has {', '.join(train) or 'nothing'}, test/ "
+            f"{', '.join(test) or 'nothing'}; accepted: the same two languages or more in both, as "
+            f"SPLIT/LANGUAGE/FILE, of {LENGTH} bytes or more each"
         )
+    return _tensors(train), _tensors(test)
+
+
+def _tensors(texts: Mapping[str, bytes]) -> Texts:
     return {name: torch.frombuffer(bytearray(t), dtype=torch.uint8) for name, t in texts.items()}
 
 

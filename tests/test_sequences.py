@@ -2,10 +2,12 @@
 
 import csv
 import math
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from click import ClickException
 from click.testing import CliRunner
 
 import nemo
@@ -33,7 +35,7 @@ def run(command: object, *arguments: object) -> str:
 
 
 def test_the_files_of_a_language_are_read_in_order(data: Path) -> None:
-    texts = gpt.read(data, "test")
+    _, texts = gpt.read(data)
     assert list(texts) == ["ada", "bash"]
     first = b"first " + WORDS["ada"]
     assert bytes(texts["ada"].tolist()) == first + b"\n" + WORDS["ada"] * 20 + b"\n"
@@ -41,10 +43,26 @@ def test_the_files_of_a_language_are_read_in_order(data: Path) -> None:
 
 def test_data_without_languages_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "train/ada").mkdir(parents=True)
-    (tmp_path / "train/ada/a.txt").write_bytes(b"short")
-    result = CliRunner().invoke(gpt.main, ["train", "--data", str(tmp_path)])
-    assert result.exit_code == 1
-    assert result.output.startswith(f"Error: {tmp_path}: train/ has ['ada']; accepted: two")
+    (tmp_path / "train/ada/a.txt").write_bytes(b"long" * 99)
+    (tmp_path / "train/README.md").write_bytes(b"long" * 99)  # belongs to no language
+    for command in (gpt.main, text_classifier.main):
+        arguments = ["train"] if command is gpt.main else []
+        result = CliRunner().invoke(command, [*arguments, "--data", str(tmp_path)])
+        assert result.exit_code == 1
+        assert result.output.startswith(
+            f"Error: {tmp_path}: train/ has ada, test/ nothing; accepted: the same two languages"
+        )
+
+
+def test_a_tar_is_read_as_its_folder(data: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "texts.tar", "w") as tar:
+        tar.add(data, ".")
+    for a, b in zip(gpt.read(data), gpt.read(tmp_path / "texts.tar"), strict=True):
+        assert list(a) == list(b)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    (tmp_path / "not.tar").write_text("text")
+    with pytest.raises(ClickException, match=r"not\.tar is no \.tar; accepted: a folder, or"):
+        gpt.read(tmp_path / "not.tar")
 
 
 def test_a_report_of_nothing_says_what_is_missing(data: Path, tmp_path: Path) -> None:
@@ -96,20 +114,20 @@ def test_the_gpt_is_trained_cut_and_reported(data: Path, tmp_path: Path) -> None
     assert all(0 < float(row["fine-tuned"]) < 8 for row in rows)
     assert [bool(row["dense, long"]) for row in rows] == [False, True]
 
-    texts = gpt.read(data, "train")
+    texts, test = gpt.read(data)
     modular = gpt.modular(gpt.GPT(16, 2))
     state = gpt.load_file(folder / "modular.safetensors")
     modular.load_state_dict(state)
     masks = nemo.class_masks(modular, list(gpt.batches(texts, 200, 1)))
     masked = modular.eval().under(dict(masks.select([1])))
-    assert gpt.bits_per_byte(masked, gpt.read(data, "test")["bash"]) == pytest.approx(
+    assert gpt.bits_per_byte(masked, test["bash"]) == pytest.approx(
         float(rows[1]["as cut"]), rel=1e-4
     )
     assert "| bash" in (tmp_path / "gpt.md").read_text()
 
 
 def test_the_classifier_tells_two_languages_apart_also_cut(data: Path, tmp_path: Path) -> None:
-    arguments = ["--data", data, "--seeds", 1, "--steps", 15, "--out", tmp_path]
+    arguments = ["--data", data, "--seeds", 1, "--steps", 20, "--out", tmp_path]
     run(text_classifier.main, *arguments)
     with (tmp_path / "text_classifier.csv").open() as file:
         (row,) = csv.DictReader(file)
