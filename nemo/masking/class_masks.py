@@ -70,6 +70,7 @@ def sample_bits(
             check_labels(labels, {})
             here = labels.device if weights is None else weights.device
             _, masks = call(modular, moved(inputs, here))
+            check_labels(labels, masks)
             yield {layer: mask > 0 for layer, mask in masks.items()}, labels.to(here)
 
 

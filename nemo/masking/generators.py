@@ -98,7 +98,7 @@ class Modular(nn.Module):
             raise ValueError(
                 f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
             )
-        check_pool(pool, self.sites)
+        check_pool(pool)
         self._keys = _keys(self.sites)
         reference = next(model.parameters())
         self.generators = nn.ModuleDict(
@@ -206,10 +206,11 @@ def modularize(
             Some, such as GoogLeNet, return several in train mode only.
         pool: what a generator sees of its layer's input; by default the mean over all positions.
             A slice is the mean over these positions, such as `slice(64)` of a model of sequences
-            whose later tokens are not known yet; of images, over these rows. A function
-            `pool(layer, x)` is given x as (B, ..., F), the samples first and the features last. It
-            returns (B, F), for a mask per sample; or (B, ..., F), for a mask per position, which
-            is then (B, ..., N_l). A layer that reads one vector per sample has no positions.
+            whose later tokens are not known yet. They are counted in what the layer reads, in the
+            first dimension after the samples: rows of images, heads where these come before the
+            tokens, fewer after strides. A function `pool(layer, x)` is given x as (B, ..., F), the
+            samples first and the features last. It returns (B, F), for a mask per sample; or
+            (B, ..., F), for a mask per position, which is then (B, ..., N_l).
 
     The model is traced once, so that one which cannot be cut is refused before its training. The
     masks live in hooks that exist during the forward pass only. Activation checkpointing repeats

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nemo.masking.functional import FunctionalLinears, Part
+from nemo.masking.pooling import by_row
 from nemo.masking.sites import Site
 
 Scale = Callable[[Tensor, Tensor, str], Tensor]
@@ -138,7 +139,7 @@ def _beside(masks: Sequence[Tensor], site: Site, output: Tensor, channels: int) 
     mask = masks[0] if len(masks) == 1 else _joined(masks, site)
     batch = site.batch or 0  # where it is not known, one row is for all samples
     if mask.ndim > 2:
-        mask = mask.movedim((0, -1), (batch, channels))
+        mask = by_row(mask, site.fold).movedim((0, -1), (batch, channels))
         if mask.shape != output.shape:
             raise ValueError(
                 f"{site.layer}: a mask for each position is {tuple(mask.shape)}, the output "

@@ -1,5 +1,7 @@
 """What the generators see of a layer's input, as `modularize(pool=)` is told."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -117,6 +119,10 @@ def test_a_model_whose_samples_come_second_shows_them_first() -> None:
             x = torch.relu(self.first(x.transpose(0, 1)))
             return self.head(torch.relu(self.inner(x))).transpose(0, 1)
 
+    first = nemo.modularize(Sequences(), torch.randn(2, 7, 3), pool=slice(2))
+    x = torch.randn(5, 7, 3)
+    later = torch.cat([x[:, :2], torch.randn(5, 5, 3)], 1)
+    assert torch.equal(first(x)[1]["inner"], first(later)[1]["inner"])
     seen: list[tuple[int, ...]] = []
 
     def pool(layer: str, x: Tensor) -> Tensor:
@@ -143,6 +149,7 @@ def test_a_model_whose_samples_come_second_shows_them_first() -> None:
         (lambda layer, x: None, r"gave NoneType; accepted"),
         (slice(6, 9), r"pool slice\(6, 9, None\) holds none of the 6 positions of blocks\.1\.q"),
         (lambda layer, x: x if layer.endswith(".q") else x.mean(1), "some of its parts"),
+        (slice(1.5), r"pool: slice\(None, 1\.5, None\); accepted: a slice"),
         ("mean", r"pool: 'mean'; accepted: a slice with a step above 0, or a function"),
         (slice(None, None, -1), r"pool: slice\(None, None, -1\); accepted: a slice with a step"),
     ],
@@ -193,4 +200,75 @@ def test_windows_of_a_sample_are_shown_apart(inner: bool) -> None:
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(masks["inner"], theirs["inner"])
     with pytest.raises(ValueError, match="inner reads windows of a sample"):
-        nemo.modularize(net, x[:3], pool=slice(1))
+        nemo.modularize(net, x[:3], pool=slice(1))(x)
+    per_token = nemo.modularize(net, x[:3], pool=lambda layer, x: x)
+    per_token.load_state_dict(mean.state_dict())
+    given: list[Tensor] = []
+    net.inner.register_forward_pre_hook(lambda m, args: given.append(args[0]))
+    put_out: list[Tensor] = []
+    net.head.register_forward_pre_hook(lambda m, args: put_out.append(args[0]))
+    _, masks = per_token(x)
+    (rows,), (pooled,) = given, put_out
+    expected = torch.relu(net.inner(rows) * per_token.generators["inner"](rows))
+    expected = expected.view(4, 5, 2, 6).transpose(0, 1) if inner else expected.view(5, 4, 2, 6)
+    torch.testing.assert_close(pooled, expected.mean((1, 2)))
+    assert masks["inner"].shape == (5, 4, 2, 6)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_of_torch_can_be_pooled_over_its_first_tokens(batch_first: bool) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=batch_first)]
+            self.layers = nn.ModuleList([*layers, *copy.deepcopy(layers)])
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x if batch_first else x.transpose(0, 1)
+            mask = nn.Transformer.generate_square_subsequent_mask(7)
+            for layer in self.layers:
+                x = layer(x, src_mask=mask, is_causal=True)
+            return self.head(x if batch_first else x.transpose(0, 1))
+
+    torch.manual_seed(0)
+    net, x = Encoder(), torch.randn(4, 7, 8)
+    first = nemo.modularize(net, x[:2], pool=slice(3))
+    for parameter in first.generators.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    same = nemo.modularize(net, x[:2], pool=lambda layer, x: x[:, :3].mean(1))
+    same.load_state_dict(first.state_dict())
+    (a, masks), (b, theirs) = first(x), same(x)
+    torch.testing.assert_close(a, b)
+    assert {"layers.1.self_attn.q", "layers.1.self_attn.out_proj"} <= masks.keys()
+    for layer, mask in masks.items():
+        torch.testing.assert_close(mask, theirs[layer])
+    later = torch.cat([x[:, :3], torch.randn(4, 4, 8)], 1)
+    assert all(torch.equal(mask, masks[layer]) for layer, mask in first(later)[1].items())
+    each = nemo.modularize(net, x[:2], pool=lambda layer, x: x)
+    each.load_state_dict(first.state_dict())
+    logits, masks = each(x)
+    assert all(mask.shape[:2] == (4, 7) for mask in masks.values())
+    one, alone = each(x[2:3])
+    torch.testing.assert_close(logits[2:3], one)
+    torch.testing.assert_close(
+        masks["layers.1.self_attn.out_proj"][2:3], alone["layers.1.self_attn.out_proj"]
+    )
+
+
+def test_a_slice_of_images_is_of_their_rows_and_of_time_first_models_of_time() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(180, 2)
+    )
+    images = torch.randn(2, 3, 8, 8)
+    rows = nemo.modularize(net, images, pool=slice(1, 6, 2))
+    same = nemo.modularize(net, images, pool=lambda layer, x: x[:, 1:6:2].mean((1, 2)))
+    same.load_state_dict(rows.state_dict())
+    torch.testing.assert_close(rows(images)[1]["1"], same(images)[1]["1"])
+
+
+def test_class_masks_want_a_row_for_each_label() -> None:
+    modular = made(lambda layer, x: x)
+    with pytest.raises(ValueError, match=r"has shape \(3, 6, .\): expected \(3, N_l\), one row"):
+        nemo.class_masks(modular, [(BYTES, torch.tensor([0, 1, 1]))])
