@@ -99,6 +99,7 @@ class Modular(nn.Module):
                 f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
             )
         check_pool(pool)
+        self._functional = any(site.part is not None for site in self.sites)
         self._keys = _keys(self.sites)
         reference = next(model.parameters())
         self.generators = nn.ModuleDict(
@@ -121,6 +122,13 @@ class Modular(nn.Module):
         It is called as the model is; the logits are the output that `modularize` was told. A mask
         is (B, ..., N_l) where `pool` keeps the positions.
         """
+        if self._functional and torch.compiler.is_compiling():
+            # a compiler would hand such linears to the mode that masks them a second time
+            found: tuple[Any, Masks] = torch.compiler.disable(self._masked)(*args, **kwargs)
+            return found
+        return self._masked(*args, **kwargs)
+
+    def _masked(self, *args: Any, **kwargs: Any) -> tuple[Any, Masks]:
         count = len(next(iter((*args, *kwargs.values()))))
         with self._attached(count) as masks:
             logits = pick(self.model(*args, **kwargs), self.output)

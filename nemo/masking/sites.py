@@ -200,7 +200,7 @@ def _sites_of(call: Call, where: tuple[int, str] | str, skip: str | None) -> lis
     if call.part in ("q", "k", "v"):
         start = "qkv".index(call.part) * width
         return [site(f"{call.name}.{call.part}", None, start, start + width)]
-    if call.part not in (None, "weight"):
+    if call.part not in (None, "weight") or (call.part and not call.name):
         return [site(f"{call.name}.{call.part}", norm, 0, width)]
     if leaf != "qkv" or width % 3 or call.is_conv:
         return [site(call.name, norm, 0, width)]

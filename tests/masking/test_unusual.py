@@ -319,3 +319,27 @@ def test_labels_of_class_masks_are_checked(labels: Tensor, message: str):
     modular = nemo.modularize(made(Net()), IMAGES)
     with pytest.raises(ValueError, match=message):
         nemo.class_masks(modular, [(IMAGES, labels)], 0.9)
+
+
+def test_a_compiled_model_masks_linears_that_are_called_as_functions_once() -> None:
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 5), nn.Linear(6, 2)
+            self.weight = nn.Parameter(torch.randn(6, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            return self.head(torch.relu(nn.functional.linear(x, self.weight)))
+
+    torch.manual_seed(0)
+    net, x = Called(), torch.randn(3, 7, 4)
+    modular = nemo.modularize(net, x)
+    for parameter in modular.generators.parameters():
+        nn.init.normal_(parameter)
+    with torch.no_grad():
+        logits, masks = torch.compile(modular, backend="eager")(x)
+        first = torch.relu(net.first(x)) * masks["first"][:, None]  # relu(y m) is relu(y) m
+        second = torch.relu(nn.functional.linear(first, net.weight)) * masks["weight"][:, None]
+    expected = net.head(second)
+    torch.testing.assert_close(logits, expected)
