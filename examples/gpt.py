@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import nemo
+from examples.gpt_net import GPT, HEADS
 from examples.texts import LENGTH, Texts, batches, draw, read
 
 PROMPT, BATCH = 64, 16  # the bytes of a sequence that its masks are made from; sequences a step
@@ -39,8 +40,10 @@ class Size:
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.width % 4:
-            raise click.BadParameter(f"--width: {self.width}; accepted: multiples of 4, its heads")
+        if self.width % HEADS:
+            raise click.BadParameter(
+                f"--width: {self.width}; accepted: multiples of {HEADS}, its heads"
+            )
 
     def folder(self, work: Path, *splits: Texts) -> Path:
         """Where what is trained is kept; another for other sizes or texts."""
@@ -48,44 +51,6 @@ class Size:
         digest = hashlib.sha256(b"".join(texts))
         size = f"{self.width}x{self.depth}-{self.steps}-{self.alpha:g}"
         return work / f"{size}-{digest.hexdigest()[:8]}"
-
-
-class Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, self.heads, -1)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(mixed.transpose(1, 2).reshape(x.shape))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    """(B, 256) bytes -> logits (B, 256, 256) of the byte after each.
-
-    A position is embedded with the three bytes before it, for which it would learn to look first.
-    """
-
-    def __init__(self, width: int, depth: int, heads: int = 4, outputs: int = 256) -> None:
-        super().__init__()
-        self.embed = nn.ModuleList([nn.Embedding(256, width) for _ in range(4)])
-        self.position = nn.Parameter(0.02 * torch.randn(LENGTH, width))
-        self.blocks = nn.Sequential(*[Block(width, heads) for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.blocks(self.embedded(x))))
-
-    def embedded(self, x: Tensor) -> Tensor:
-        before = [F.pad(x, (back, 0))[:, :LENGTH] for back in range(len(self.embed))]
-        each = [embed(bytes_) for embed, bytes_ in zip(self.embed, before, strict=True)]
-        return self.position + sum(each)
 
 
 def next_byte(logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:
@@ -135,9 +100,9 @@ def bits_per_byte(model: nn.Module, text: Tensor) -> float:
     return total / len(rows)
 
 
-def modular(model: nn.Module, pool: slice = slice(PROMPT)) -> nemo.Modular:
+def modular(model: nn.Module) -> nemo.Modular:
     """Its masks look at the first bytes of a sequence only, since later ones are to be guessed."""
-    return nemo.modularize(model, torch.zeros(2, LENGTH, dtype=torch.long), pool=pool)
+    return nemo.modularize(model, torch.zeros(2, LENGTH, dtype=torch.long), pool=slice(PROMPT))
 
 
 def parameters(model: nn.Module) -> int:
