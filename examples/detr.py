@@ -241,7 +241,11 @@ def main(data: Path | None, seed: int | None, epochs: int, work: Path, report: b
             file = folder / f"{method.name}.json"
             if not file.is_file():
                 write_json(file, run(method, splits, seed, epochs, folder))
-            click.echo(f"{method.name}: {read_json(file)}")
+            row = read_json(file)
+            if row["epochs"] != epochs:
+                known = f"--epochs {row['epochs']}, or another --work"
+                raise click.UsageError(f"{file} is of {row['epochs']} epochs; accepted: {known}")
+            click.echo(f"{method.name}: {row}")
     if report:
         write_report(work, REPORTS)
 

@@ -224,3 +224,6 @@ def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypat
     found = [line.split(",")[:3] for line in rows.splitlines()]
     assert found[:2] == [["seed", "masks", "alpha"], ["0", "none", "0.0"]]
     assert found[2:] == [["0", "image", "1.0"], ["0", "query", "0.5"]]
+    ran = CliRunner().invoke(detr.main, ["--seed", "0", "--epochs", "2", *work])
+    assert ran.exit_code == 2
+    assert "standard.json is of 1 epochs; accepted: --epochs 1, or another --work" in ran.output
