@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -61,10 +62,26 @@ def leave_quickly() -> None:
     atexit.register(gc.freeze)
 
 
+def interrupt_again() -> None:
+    """Python drops what is raised in a weakref's callback, also Ctrl-C and SIGTERM: while garbage
+    is collected, a run could not be stopped. It is raised again a moment later."""
+    former = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            former(dropped)
+
+    sys.unraisablehook = hook
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; `arguments` default to those of the process."""
     ignore_warnings()
     leave_quickly()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as by Ctrl-C
+        interrupt_again()
     cli.main(args=arguments, prog_name="nemo")
