@@ -15,7 +15,8 @@ from examples.detection import detection_loss, match, precisions, query_labels
 from examples.detection_data import CLASSES, Split, Target, stored
 from examples.detr_head import Head
 from nemo.files import read_json, write_csv, write_json
-from nemo.masking.class_masks import mask_frequency, masks_from_frequency
+from nemo.locks import locked
+from nemo.module.decomposed import DecomposedModule
 
 WHITE, NONE = CLASSES.index("WBC"), len(CLASSES)
 BATCH, TAU, THRESHOLD = 16, 0.2, 0.9
@@ -49,6 +50,12 @@ METHODS = (
 def every_query(layer: str, x: Tensor) -> Tensor:
     """A `pool` of modularize: the generators see each query by itself."""
     return x
+
+
+def modular_of(head: nn.Module, kind: str, features: Tensor) -> nemo.Modular:
+    if kind == "query":
+        return nemo.modularize(head, features, pool=every_query)
+    return nemo.modularize(head, features)  # the mean of the queries
 
 
 def labelled(kind: str, masks: Masks, labels: Tensor) -> tuple[Masks, Tensor]:
@@ -110,12 +117,23 @@ def bits(modular: nemo.Modular, kind: str, split: Split) -> Iterator[tuple[Masks
         yield {layer: mask > 0 for layer, mask in rows.items()}, classes
 
 
+def class_masks(rows: Masks, classes: Tensor) -> nemo.ClassMasks:
+    """What is on in THRESHOLD of a class's rows: {layer: bool (C, N_l)} of bool (rows, N_l)."""
+    frequency = {
+        layer: torch.stack([mask[classes == label].float().mean(0) for label in range(NONE)])
+        for layer, mask in rows.items()
+    }
+    return nemo.ClassMasks(nemo.threshold_masks(frequency, THRESHOLD), {})
+
+
 @torch.no_grad()
 def measure(model: nn.Module, split: Split, classes: Sequence[int]) -> dict[str, float]:
     """Average precisions in percent of a model whose logits are of these classes."""
     model.eval()
     found = [model(features) for features, _ in split.batches(BATCH)]
     outputs = torch.cat([one[0] if isinstance(one, tuple) else one for one in found])
+    if not outputs.isfinite().all():
+        raise click.ClickException("the training diverged: the outputs are not finite")
     each = torch.tensor(list(precisions(outputs, split.targets, classes).values())) * 100
     kinds = {f"ap50_{CLASSES[c]}": float(row[0]) for c, row in zip(classes, each, strict=True)}
     return {"ap50": float(each[:, 0].mean()), "ap": float(each.mean()), **kinds}
@@ -123,7 +141,7 @@ def measure(model: nn.Module, split: Split, classes: Sequence[int]) -> dict[str,
 
 def white_cells(
     modular: nemo.Modular, masks: Any, data: dict[str, Split], seed: int, epochs: int
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[DecomposedModule, dict[str, Any]]:
     """The module of white cells, and its figures as cut and fine-tuned."""
     module = nemo.decompose(
         modular, masks.select([WHITE]), classes=[0, 1, 2, 3, 4 + WHITE, 4 + NONE]
@@ -148,22 +166,21 @@ def run(
 ) -> dict[str, Any]:
     """Train, cut and measure; the module is saved in the work folder."""
     torch.manual_seed(seed)
-    _, _, *shape = data["train"].features.shape
-    model: nn.Module = Head(*shape, len(CLASSES))
+    _, _, channels, height, width = data["train"].features.shape
+    model: nn.Module = Head(channels, height, width, len(CLASSES))
     if method.alpha:
-        example = next(data["train"].batches(2))[0]
-        pool = {"pool": every_query} if method.kind == "query" else {}
-        model = nemo.modularize(model, example, **pool)
+        model = modular_of(model, method.kind, next(data["train"].batches(2))[0])
     train(model, data["train"], epochs, 2e-3, seed, method)
     row = {"seed": seed, "masks": method.kind, "alpha": method.alpha, "epochs": epochs}
     row |= measure(model, data["test"], range(len(CLASSES)))
-    if not method.alpha:
+    if not isinstance(model, nemo.Modular):
         return row
     seen = list(bits(model, method.kind, data["train"]))
-    masks = masks_from_frequency(mask_frequency(seen), THRESHOLD)
-    every = {layer: torch.cat([rows[layer] for rows, _ in seen]) for layer in masks}
+    every = {layer: torch.cat([rows[layer] for rows, _ in seen]) for layer in seen[0][0]}
+    classes = torch.cat([labels for _, labels in seen])
+    masks = class_masks(every, classes)
     row["coupling"] = nemo.coupling(masks)
-    row["cohesion"] = nemo.cohesion(every, torch.cat([labels for _, labels in seen]), masks)
+    row["cohesion"] = nemo.cohesion(every, classes, masks)
     row["nrr"] = nemo.retention_rate(masks)
     module, figures = white_cells(model, masks, data, seed, max(1, epochs // 6))
     nemo.save(module, work / f"{method.name}-white-cells")
@@ -178,9 +195,10 @@ def tables(rows: list[dict[str, Any]]) -> str:
     module += ["module_ap50_cut", "module_ap50"]
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     return (
-        f"Figures in a cell are those of the seeds {seeds}; one that is the same for all stands "
-        f"once.\n\n{_table(rows, whole)}\n\nThe module of white cells, where *WBC* is the whole "
-        f"model's AP50:\n\n{_table([row for row in rows if row['alpha']], module)}\n"
+        f"Figures in a cell are those of the seeds {seeds}, after {rows[0]['epochs']} epochs; one "
+        f"that is the same for all stands once.\n\n{_table(rows, whole)}\n\nThe module of white "
+        "cells, where *WBC* is the whole model's AP50:\n\n"
+        f"{_table([row for row in rows if row['alpha']], module)}\n"
     )
 
 
@@ -190,23 +208,34 @@ def _table(rows: list[dict[str, Any]], keys: list[str]) -> str:
     lines = [f"| {' | '.join(titles)} |", f"| --- |{' ---: |' * (len(keys) - 1)}"]
     for method in METHODS:
         mine = [row for row in rows if (row["masks"], row["alpha"]) == (method.kind, method.alpha)]
+        if not mine:  # the standard head has no module
+            continue
         cells = []
         for key in keys:
             figures = [format(row[key], FORMS.get(key, ".1f")) for row in mine if key in row]
-            cells.append(" / ".join(dict.fromkeys(figures)))
-        if mine:
-            lines.append(f"| {' | '.join(cells)} |")
+            same = len(set(figures)) == 1
+            cells.append(" / ".join(figures[:1] if same else figures))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def kept(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def write_report(work: Path, reports: Path) -> None:
     """detection.csv, and the tables of detection.md; its other text stays as it is."""
-    files = sorted(work.glob("seed-*/*.json"))
-    rows = [read_json(file) for file in files]
-    order = [(method.kind, method.alpha) for method in METHODS]
-    rows.sort(key=lambda row: (order.index((row["masks"], row["alpha"])), row["seed"]))
-    if not rows or not rows[-1]["alpha"]:
-        raise click.UsageError(f"{work}: no results in it; run --seed first")
+    seeds = sorted(int(folder.name[5:]) for folder in work.glob("seed-*"))
+    files = [work / f"seed-{seed}/{method.name}.json" for method in METHODS for seed in seeds]
+    lacking = next((file for file in files if not file.is_file()), None)
+    if lacking or not files:
+        raise click.UsageError(f"no {lacking or work / 'seed-0'}; run --seed first")
+    rows = [kept(file) for file in files]
+    if len(epochs := {row["epochs"] for row in rows}) > 1:
+        raise click.UsageError(f"{work}: results of {epochs} epochs; accepted: one number of them")
     columns = dict.fromkeys(["seed", "masks", "alpha", *max(rows, key=len)])
     write_csv(
         reports / "detection.csv", [{key: row.get(key, "") for key in columns} for row in rows]
@@ -220,34 +249,43 @@ def write_report(work: Path, reports: Path) -> None:
 @click.option(
     "--data", type=click.Path(exists=True, path_type=Path), help="BCCD: a folder or .tar."
 )
-@click.option("--seed", type=int, help="Train and measure all methods with this seed.")
+@click.option(
+    "--seed", type=click.IntRange(0, 10**6), help="Train and measure all methods with this seed."
+)
 @click.option(
     "--epochs",
     default=30,
     type=click.IntRange(1),
     help="Of each training; a sixth of it of the fine-tuning.",
 )
-@click.option("--work", type=click.Path(path_type=Path), default=Path("detr-work"))
-@click.option("--report", is_flag=True, help="Write reports/detection.csv and .md.")
-def main(data: Path | None, seed: int | None, epochs: int, work: Path, report: bool) -> None:
+@click.option("--work", default="detr-work", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--report", is_flag=True, help="Write detection.csv and .md of the seeds in WORK.")
+@click.option(
+    "--out", default=REPORTS, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+def main(
+    data: Path | None, seed: int | None, epochs: int, work: Path, report: bool, out: Path
+) -> None:
     """Masks for images against masks for queries, on blood cells."""
     if seed is None and not report:
         raise click.UsageError("nothing to do: --seed, --report, or both")
     torch.set_flush_denormal(True)  # weights of attention far away are, and slow
     if seed is not None:
-        splits = stored(work, data)
-        for method in METHODS:
-            folder = work / f"seed-{seed}"
-            file = folder / f"{method.name}.json"
-            if not file.is_file():
-                write_json(file, run(method, splits, seed, epochs, folder))
-            row = read_json(file)
-            if row["epochs"] != epochs:
-                known = f"--epochs {row['epochs']}, or another --work"
-                raise click.UsageError(f"{file} is of {row['epochs']} epochs; accepted: {known}")
-            click.echo(f"{method.name}: {row}")
+        splits, folder = stored(work, data), work / f"seed-{seed}"
+        with locked(work / f".seed-{seed}.lock"):
+            for method in METHODS:
+                file = folder / f"{method.name}.json"
+                if not file.is_file():
+                    write_json(file, run(method, splits, seed, epochs, folder))
+                row = kept(file)
+                if row["epochs"] != epochs:
+                    raise click.UsageError(
+                        f"{file} is of {row['epochs']} epochs; accepted: --epochs {row['epochs']}, "
+                        "or another --work"
+                    )
+                click.echo(f"{method.name}: {row}")
     if report:
-        write_report(work, REPORTS)
+        write_report(work, out)
 
 
 if __name__ == "__main__":

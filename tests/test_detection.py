@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -132,7 +133,7 @@ class Eyes(nn.Module):
 
 def test_boxes_turn_with_the_features(tmp_path: Path) -> None:
     images(tmp_path / "BCCD", [f"image{i}" for i in range(9)])
-    split = detection_data.prepare(tmp_path, Eyes())["train"]
+    split = detection_data.prepare(tmp_path / "BCCD", Eyes())["train"]
     assert split.features.shape == (4, 6, 3, 15, 20)
     for features, flip in zip(split.features.float(), FLIPS, strict=True):
         for seen, target in zip(features[:, 0], split.targets, strict=True):
@@ -149,8 +150,7 @@ def test_boxes_turn_with_the_features(tmp_path: Path) -> None:
 def made(pool: bool) -> nemo.Modular:
     torch.manual_seed(0)
     head = Head(3, 15, 20, len(CLASSES)).eval()
-    every = {"pool": detr.every_query} if pool else {}
-    modular = nemo.modularize(head, torch.randn(2, 3, 15, 20), **every)
+    modular = detr.modular_of(head, "query" if pool else "image", torch.randn(2, 3, 15, 20))
     for parameter in modular.generators.parameters():
         nn.init.normal_(parameter, std=0.3)
     return modular
@@ -192,6 +192,144 @@ def denormals() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
+def test_a_batch_has_at_most_16_rows_of_a_class() -> None:
+    classes = torch.tensor([0] * 40 + [1] * 3 + [2] * 16)
+    masks = {"layer": torch.arange(59.0)[:, None]}
+    rows, chosen = detr.balanced(masks, classes)
+    assert chosen.bincount().tolist() == [16, 3, 16]
+    assert len(set(rows["layer"].flatten().tolist())) == 35
+    assert torch.equal(classes[rows["layer"].flatten().long()], chosen)
+
+
+def test_a_class_keeps_what_is_on_in_nine_of_ten_of_its_rows() -> None:
+    classes = torch.tensor([0] * 10 + [1] * 10 + [2] * 10)
+    rows = torch.zeros(30, 3, dtype=torch.bool)
+    rows[:9, 0] = rows[10:18, 1] = rows[:, 2] = True
+    masks = detr.class_masks({"layer": rows}, classes)
+    assert masks["layer"].tolist() == [[True, False, True]] + [[False, False, True]] * 2
+
+
+class Watched(detection_data.Split):
+    """Keeps in which order its images were asked for: None, or the seed of a training's epoch."""
+
+    def batches(self, size: int, seed: int | None = None) -> Iterator[tuple[Tensor, list[Target]]]:
+        self.__dict__.setdefault("asked", []).append(seed)
+        return super().batches(size, seed)
+
+
+def watched(tmp_path: Path) -> dict[str, Watched]:
+    images(tmp_path / "BCCD", [f"image{i}" for i in range(9)])
+    found = detection_data.prepare(tmp_path / "BCCD", Eyes())
+    return {name: Watched(split.features, split.targets) for name, split in found.items()}
+
+
+def test_no_test_image_is_learned_from_and_the_figures_are_of_all(tmp_path: Path) -> None:
+    data = watched(tmp_path)
+    row = detr.run(detr.Method("query", 0.5), data, 3, 1, tmp_path)
+    assert data["test"].asked == [None] * 3  # the whole model, its module as cut and fine-tuned
+    assert [seed for seed in data["train"].asked if seed is not None] == [3001]
+    module = nemo.load(tmp_path / "query-0.5-white-cells").eval()
+    with torch.no_grad():
+        out = module(data["test"].features[0].float())
+    boxes = detection.corners(out[..., :4].sigmoid())
+    true = [detection.corners(t.boxes[t.labels == 1]) for t in data["test"].targets]
+    score = out[..., 4:].softmax(-1)[..., 0]
+    found = detection.average_precision(list(boxes), list(score), true, 0.5)
+    assert row["module_ap50"] == pytest.approx(100 * found)
+
+
+def test_a_module_of_white_cells_is_fine_tuned_on_their_boxes(tmp_path: Path, monkeypatch) -> None:
+    trained = []
+    real = detr.train
+
+    def spy(model: nn.Module, split: detection_data.Split, *rest: object) -> None:
+        trained.append([one.labels.tolist() for one in split.targets])
+        real(model, split, *rest)
+
+    monkeypatch.setattr(detr, "train", spy)
+    detr.run(detr.Method("image", 0.5), watched(tmp_path), 0, 1, tmp_path)
+    assert trained == [[[0], [1], [2], [0], [1], [2]], [[], [0], [], [], [0], []]]
+
+
+def test_the_loss_on_masks_is_learned_from(tmp_path: Path, monkeypatch) -> None:
+    split = watched(tmp_path)["train"]
+    trained = []
+    for loss in (nemo.contrastive_loss, lambda masks, labels, tau: torch.zeros(())):
+        monkeypatch.setattr(nemo, "contrastive_loss", loss)
+        modular = made(pool=True)
+        torch.manual_seed(0)  # of dropout and of the rows
+        detr.train(modular, split, 1, 1e-3, 0, detr.Method("query", 0.5))
+        trained.append(modular.generators["hidden"].squeeze.weight)
+    assert not torch.equal(*trained)
+
+
+XML = "Annotations/image1.xml"
+DAMAGE = [
+    (XML, "<xmin>", "<left>", "no bndbox/xmin; accepted: Pascal VOC's XML, with objects called"),
+    (XML, "</annotation>", "", f"{XML}: no element found"),
+    (XML, "<width>640<", "<width>0<", f"{XML}: a size of 0 x 480; accepted"),
+    (XML, "WBC", "leucocyte", f"{XML}: an object called 'leucocyte'; accepted: Pascal VOC's XML"),
+    (XML, "<ymax>", "<ymax>about ", f"{XML}: could not convert string to float"),
+    ("ImageSets/Main/test.txt", "image7", "", "test.txt: 2 images without WBC; accepted: boxes of"),
+    ("ImageSets/Main/test.txt", "image7", "none", "Annotations/none.xml: [Errno 2] No such file"),
+]
+
+
+@pytest.mark.parametrize(("name", "old", "new", "said"), DAMAGE)
+def test_damaged_data_are_one_clear_line(
+    tmp_path: Path, name: str, old: str, new: str, said: str
+) -> None:
+    images(tmp_path, [f"image{i}" for i in range(9)])
+    file = tmp_path / name
+    text = file.read_text()
+    assert old in text
+    damaged = text.replace(old, new)
+    file.write_text(damaged.replace("</xmin>", "</left>") if old == "<xmin>" else damaged)
+    with pytest.raises(click.ClickException) as failed:
+        detection_data.prepare(tmp_path, Eyes())
+    assert said in failed.value.message
+    assert "\n" not in failed.value.message
+
+
+def test_a_damaged_image_or_tar_is_one_clear_line(tmp_path: Path) -> None:
+    images(tmp_path, [f"image{i}" for i in range(9)])
+    (tmp_path / "JPEGImages/image2.jpg").write_bytes(b"no")
+    with pytest.raises(click.ClickException, match=r"JPEGImages/image2\.jpg: .*; accepted: JPEG"):
+        detection_data.prepare(tmp_path, Eyes())
+    (tmp_path / "x.tar").write_bytes(b"no" * 999)
+    with (
+        pytest.raises(click.ClickException, match=r"x\.tar: .*; accepted: BCCD's folder, or a"),
+        detection_data.opened(tmp_path / "x.tar"),
+    ):
+        pass
+
+
+def test_a_work_folder_is_for_one_data_set(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(detection_data, "backbone", Eyes)
+    images(tmp_path / "a", [f"image{i}" for i in range(9)])
+    images(tmp_path / "b", [f"other{i}" for i in range(9)])
+    work = tmp_path / "work"
+    with pytest.raises(click.UsageError, match=r"no --data, and no .*features\.safetensors of an"):
+        detection_data.stored(work, None)
+    first = detection_data.stored(work, tmp_path / "a")["train"].features
+    for again in (tmp_path / "a", None):
+        assert torch.equal(detection_data.stored(work, again)["train"].features, first)
+    with pytest.raises(click.UsageError, match=r"is of other data; accepted: another --work"):
+        detection_data.stored(work, tmp_path / "b")
+    (work / "features.safetensors").write_bytes(b"half")
+    with pytest.raises(click.UsageError, match=r"features\.safetensors: damaged .*; delete it"):
+        detection_data.stored(work, None)
+
+
+def test_a_training_that_diverged_has_no_figures() -> None:
+    head = Head(3, 15, 20, len(CLASSES))
+    nn.init.constant_(head.kind.bias, float("nan"))
+    split = detection_data.Split(torch.zeros(1, 2, 3, 15, 20), [])
+    split.targets = [Target(torch.rand(1, 4), torch.tensor([0]))] * 2
+    with pytest.raises(click.ClickException, match="the training diverged"):
+        detr.measure(head, split, range(3))
+
+
 @pytest.mark.usefixtures("denormals")
 def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypatch) -> None:
     images(tmp_path / "BCCD", [f"image{i}" for i in range(9)])
@@ -200,7 +338,6 @@ def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypat
     monkeypatch.setattr(detection_data, "backbone", Eyes)
     methods = [detr.Method("none"), detr.Method("image", 1.0), detr.Method("query", 0.5)]
     monkeypatch.setattr(detr, "METHODS", methods)
-    monkeypatch.setattr(detr, "REPORTS", tmp_path)
     work = ["--work", str(tmp_path / "work")]
     command = ["--data", str(tmp_path / "bccd.tar"), "--seed", "0", "--epochs", "1", *work]
     ran = CliRunner().invoke(detr.main, command)
@@ -212,7 +349,8 @@ def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypat
     (tmp_path / "detection.md").write_text(
         "Above.\n<!-- tables -->\nold\n<!-- /tables -->\nBelow.\n"
     )
-    ran = CliRunner().invoke(detr.main, ["--seed", "0", "--epochs", "1", "--report", *work])
+    again = ["--seed", "0", "--epochs", "1", *work]
+    ran = CliRunner().invoke(detr.main, [*again, "--report", "--out", str(tmp_path)])
     assert ran.exit_code == 0, ran.output
     after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "work/seed-0").glob("*.json")}
     assert after.items() >= before.items()
@@ -227,3 +365,13 @@ def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypat
     ran = CliRunner().invoke(detr.main, ["--seed", "0", "--epochs", "2", *work])
     assert ran.exit_code == 2
     assert "standard.json is of 1 epochs; accepted: --epochs 1, or another --work" in ran.output
+    (tmp_path / "work/seed-1").mkdir()
+    ran = CliRunner().invoke(detr.main, ["--report", "--out", str(tmp_path), *work])
+    assert ran.exit_code == 2
+    assert "seed-1/standard.json; run --seed first" in ran.output
+    for file in (tmp_path / "work/seed-0").glob("*.json"):
+        other = file.read_text().replace('"epochs": 1', '"epochs": 2')
+        (tmp_path / "work/seed-1" / file.name).write_text(other)
+    ran = CliRunner().invoke(detr.main, ["--report", "--out", str(tmp_path), *work])
+    assert ran.exit_code == 2
+    assert "results of {1, 2} epochs; accepted: one number of them" in ran.output
