@@ -14,6 +14,7 @@ import nemo
 from examples.detection import detection_loss, match, precisions, query_labels
 from examples.detection_data import CLASSES, Split, Target, stored
 from examples.detr_head import Head
+from examples.pages import write_tables
 from nemo.files import read_json, write_csv, write_json
 from nemo.locks import locked
 from nemo.module.decomposed import DecomposedModule
@@ -240,9 +241,7 @@ def write_report(work: Path, reports: Path) -> None:
     write_csv(
         reports / "detection.csv", [{key: row.get(key, "") for key in columns} for row in rows]
     )
-    page, begin, end = reports / "detection.md", "<!-- tables -->\n", "<!-- /tables -->"
-    before, _, rest = page.read_text().partition(begin) if page.is_file() else ("", "", end)
-    page.write_text(before + begin + tables(rows) + end + rest.partition(end)[2])
+    write_tables(reports / "detection.md", tables(rows))
 
 
 @click.command()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import nemo
 from examples.gpt_net import GPT, HEADS
+from examples.pages import write_tables
 from examples.texts import LENGTH, Texts, batches, draw, read
 from nemo.locks import locked
 
@@ -162,6 +163,7 @@ def rows(train_: Texts, test: Texts, seed: int, size: Size, work: Path) -> Itera
         module = nemo.decompose(whole, dict(chosen))  # a dict without `classes`: all 256 bytes
         count, as_cut = parameters(module), bits_per_byte(module, text)
         trained(f"{language}-module", module, own, tenth, TUNING_LR)
+        nemo.save(module, work / language)
         tuned = trained(f"{language}-standard", deepcopy(standard), own, tenth, TUNING_LR)
         torch.manual_seed(seed)
         dense = trained(f"{language}-dense", as_large(count, size.depth), own, share + tenth, LR)
@@ -250,13 +252,14 @@ def report(data: Path, work: Path, out: Path, **size: Any) -> None:
     plain, masked = step_times(known, chosen)
     found = pd.concat(map(pd.read_csv, files))
     found.to_csv(out / "gpt.csv", index=False, lineterminator="\n")
-    by_language = found.groupby("language").mean(numeric_only=True).round(3)
-    shown = by_language.drop(columns=["seed", "error", "coupling"])
-    table = shown.astype(object).where(shown.notna(), "").to_markdown()
-    text = "\n".join(
-        [*caption(chosen, found["seed"].unique()), "", table, "", *goals(found, masked / plain)]
-    )
-    (out / "gpt.md").write_text(f"{text}\n")
+    means = found.drop(columns=["seed", "error", "coupling"]).groupby("language").mean()
+    shown = means.map(lambda value: "" if math.isnan(value) else f"{value:.3f}")
+    shown["parameters"] = means["parameters"].map("{:,.0f}".format)
+    right = ("left", *["right"] * len(shown.columns))
+    table = shown.to_markdown(disable_numparse=True, colalign=right)
+    seeds = found["seed"].unique()
+    text = "\n".join([*caption(chosen, seeds), "", table, "", *goals(found, masked / plain)])
+    write_tables(out / "gpt.md", text)
     click.echo(text)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import nemo
 from examples.gpt import parameters, train
 from examples.gpt_net import GPT
+from examples.pages import write_tables
 from examples.texts import LENGTH, Texts, batches, read
 
 
@@ -89,7 +90,7 @@ def main(data: Path, seeds: int, steps: int, alpha: float, out: Path) -> None:
         f"`python -m examples.text_classifier --data DATA`.\n\n"
         f"{table.round(3).to_markdown(index=False)}\n"
     )
-    (out / "text_classifier.md").write_text(text)
+    write_tables(out / "text_classifier.md", text)
     click.echo(text)
 
 

@@ -161,16 +161,18 @@ def test_the_gpt_is_trained_cut_and_reported(
     size = ["--data", data, "--width", 16, "--depth", 2, "--steps", 40, "--work", tmp_path / "w"]
     run(gpt.main, "train", *size, "--seed", 1)
     (folder,) = (tmp_path / "w").glob("*/seed-1")
-    kept = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
     run(gpt.main, "train", *size, "--seed", 1)
-    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == kept
+    again = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
+    assert again == kept
     run(gpt.main, "report", *size, "--out", tmp_path)
     with (tmp_path / "gpt.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["language"] for row in rows] == ["ada", "bash"]
     assert all(float(row["error"]) < 1e-9 for row in rows)
     assert [bool(row["dense, long"]) for row in rows] == [False, True]
-    assert "| bash" in (tmp_path / "gpt.md").read_text()
+    (page,) = [line for line in (tmp_path / "gpt.md").read_text().split("\n") if "| bash" in line]
+    assert f" {float(rows[1]['parameters']):,.0f} |" in page
     assert "nan" not in (tmp_path / "gpt.md").read_text()
 
     # both as long on all languages; then, of a language alone: module, standard and dense GPT
@@ -198,6 +200,8 @@ def test_the_gpt_is_trained_cut_and_reported(
         module = nemo.decompose(modular, chosen)
         assert float(row["parameters"]) == sum(p.numel() for p in module.parameters())
         found["fine-tuned"] = bits(module, f"{language}-module", language)
+        saved = nemo.load(folder / language)
+        assert gpt.bits_per_byte(saved, test[language]) == pytest.approx(found["fine-tuned"])
         dense = gpt.as_large(int(float(row["parameters"])), 2)
         found["dense"] = bits(dense, f"{language}-dense", language)
         assert {key: float(row[key]) for key in found} == pytest.approx(found, rel=1e-4)
