@@ -2,9 +2,9 @@
 
 A row of the command line is one mistake in a small finished project: what is spoilt in it, the
 command, and what the line must hold. Each ends with exit code 1, one line on stderr that begins
-with `nemo: `, no traceback, in under 5 s of CPU time, and with every file as it was. A command
-that is not even well-formed is click's own error: its usage, and one line that begins with `Error`,
-and exit code 2. A row of the API is a call that raises one line.
+with `nemo: `, no traceback, in under 5 s of CPU time beside torch's import, and with every file as
+it was. A command that is not even well-formed is click's own error: its usage, and one line that
+begins with `Error`, and exit code 2. A row of the API is a call that raises one line.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ from tests.test_config import DEFAULT
 from tests.training.test_tasks import mwt_penalty, nemo_penalty
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 5.0  # of CPU time, which other processes on the machine do not lengthen
+SECONDS = 5.0  # of CPU time, beyond what a machine needs to start Python and import torch
 Spoil = Callable[[Path], object]
 PARAMS = {
     **DEFAULT,
@@ -865,15 +865,22 @@ def test_a_command_that_is_not_well_formed_is_a_usage_error(name: str, copy: Pat
 def test_the_same_in_a_process_of_its_own(name: str, copy: Path) -> None:
     row = ROWS[name]
     row.spoil(copy)
-    before, begin = files(copy), resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", "from nemo.cli import main; main()", *row.command.split()]
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    end = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
-    assert spent < SECONDS + 5 * ("train" in row.command)
+    before = files(copy)
+    imports, _ = child("import torch")  # 2 s on one machine of CI, 4 s on another
+    spent, done = child("from nemo.cli import main; main()", *row.command.split())
+    assert spent < imports + SECONDS * (1 + ("train" in row.command))
     check(copy, before, done.returncode, done.stderr, row.message)
+
+
+def child(code: str, *args: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """A Python process's seconds of CPU time, and how it ended."""
+    begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime, done
 
 
 # The API
