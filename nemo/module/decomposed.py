@@ -7,7 +7,7 @@ found in the file.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn.modules import module as module_hooks
 from nemo.cost import count_parameters
 from nemo.module.check import ExactnessError, logits_of
 from nemo.module.folding import folded
+from nemo.module.forward import IN_PLACE, Forward, last_uses, write
 from nemo.module.layers import LayerSpec, build
 from nemo.module.ops import OPS
 from nemo.module.program import Program, Ref, Step
@@ -27,11 +28,6 @@ OWNING = (
     "aten.relu.default", "aten.gelu.default", "aten.add.Tensor", "aten.cat.default",
     "aten.max_pool2d.default",
 )  # fmt: skip
-# Ops that can as well write their result over their first argument.
-IN_PLACE: dict[str, Callable[..., Tensor]] = {
-    "aten.relu.default": Tensor.relu_,
-    "aten.add.Tensor": Tensor.add_,
-}
 FOLDING_TOLERANCE = 1e-9  # of the largest logit, in float64
 
 
@@ -65,8 +61,8 @@ class DecomposedModule(nn.Module):
         self.report: dict[str, Any] = {}
         self.certificate: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
-        self._last_use = _last_uses(self.steps, self.output)
         self._overwriting = self._find_overwriting()
+        self._forwards = self._write()
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -84,16 +80,20 @@ class DecomposedModule(nn.Module):
         values: dict[str, Any] = self.takes.bind(others if x is None else (x, *others), named)
         if self.certificate.get("fixed_size", True):  # what 0.2 saved does not say
             self._check_sizes(values)
-        frugal = self._may_overwrite()
-        for step, done in zip(self.steps, self._last_use, strict=True):
-            if frugal and step.name in self._overwriting:
-                self._overwrite(step, values)
-            else:
-                self.advance(step, values)
-            for name in done:
-                del values[name]
-        result: Tensor = values[self.output]
-        return result
+        return self._forwards[self._may_overwrite()](self._modules, values)
+
+    def _write(self) -> tuple[Forward, Forward]:
+        """Without overwriting, and with."""
+        body = self.steps, self.takes.names, self.output, self.unlisted | OPS
+        return write(*body), write(*body, self._overwriting)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is written has no name that a pickle could hold."""
+        return {key: value for key, value in self.__dict__.items() if key != "_forwards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._forwards = self._write()
 
     def _check_sizes(self, values: dict[str, Tensor]) -> None:
         for item in self.takes.inputs:
@@ -106,7 +106,7 @@ class DecomposedModule(nn.Module):
                 )
 
     def advance(self, step: Step, values: dict[str, Any]) -> None:
-        """Run one step on the values so far."""
+        """Run one step on the values so far: the same as in `forward`, one at a time."""
         args = [values[a.name] if type(a) is Ref else _resolve(a, values) for a in step.args]
         if step.is_layer:
             layer: Any = self._modules[step.target]
@@ -126,17 +126,6 @@ class DecomposedModule(nn.Module):
             hooked |= type(layer) is not built  # what took its place may return its argument
         return torch.is_inference_mode_enabled() and not hooked
 
-    def _overwrite(self, step: Step, values: dict[str, Any]) -> None:
-        """Run one step in the memory of its first argument."""
-        x, *others = (values[name] for name in step.reads())
-        if any(x.shape != y.shape or x.dtype != y.dtype for y in others) and not step.is_layer:
-            self.advance(step, values)  # it broadcasts
-        elif step.is_layer:
-            layer: Any = self._modules[step.target]
-            values[step.name] = layer(x, *others, in_place=True)
-        else:
-            values[step.name] = IN_PLACE[step.target](x, *others)
-
     def _find_overwriting(self) -> frozenset[str]:
         """The steps that may run in the memory of their first argument.
 
@@ -150,7 +139,7 @@ class DecomposedModule(nn.Module):
         }
         shared = {name for step in self.steps if step.name not in owning for name in step.reads()}
         found = set()
-        for step, done in zip(self.steps, self._last_use, strict=True):
+        for step, done in zip(self.steps, last_uses(self.steps, self.output), strict=True):
             able = step.is_layer and self.kinds[step.target][0] == "AddInto"
             plain = all(type(a) is Ref for a in step.args) and not step.kwargs
             able |= step.target in IN_PLACE and plain
@@ -204,13 +193,3 @@ def _resolve(value: Any, values: dict[str, Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return [_resolve(item, values) for item in value]
     return value
-
-
-def _last_uses(steps: Sequence[Step], output: str) -> tuple[tuple[str, ...], ...]:
-    """For each step, the values that nothing reads after it."""
-    seen, done = {output}, []
-    for step in reversed(steps):
-        names = [name for name in dict.fromkeys([*step.reads(), step.name]) if name not in seen]
-        seen.update(names)
-        done.append(tuple(names))
-    return tuple(reversed(done))

@@ -1,0 +1,94 @@
+"""The written forward computes the steps one after another, and holds nothing of their text."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from itertools import pairwise
+
+import pytest
+import torch
+
+import nemo
+from nemo.module.forward import write
+from nemo.module.program import Ref, Step
+from tests.cut.helpers import random_masks
+from tests.cut.test_models import SHAPES, small
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_it_computes_the_steps_one_after_another(name: str) -> None:
+    model = small(name)
+    module = nemo.decompose(model, random_masks(model, 0.6), [3, 0]).optimize_for_inference()
+    values = {module.takes.inputs[0].name: IMAGES}
+    with torch.no_grad():
+        for step in module.steps:
+            module.advance(step, values)
+        assert torch.equal(module(IMAGES), values[module.output])
+    with torch.inference_mode():  # intermediate values are overwritten
+        assert torch.equal(module(IMAGES), values[module.output])
+
+
+def test_copies_compute_the_same() -> None:
+    model = small("resnet18")
+    module = nemo.decompose(model, random_masks(model, 0.6))
+    with torch.no_grad():
+        expected = module(IMAGES)
+        for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(other(IMAGES), expected)
+            next(other.parameters()).add_(1)
+            assert not torch.equal(other(IMAGES), expected)
+        assert torch.equal(module(IMAGES), expected)
+
+
+def test_a_replaced_layer_is_called() -> None:
+    model = small("resnet18")
+    module = nemo.decompose(model, {})
+    head = next(name for name, (kind, _) in module.kinds.items() if kind == "Linear")
+    setattr(module, head, torch.nn.Identity())
+    with torch.inference_mode():
+        assert module(IMAGES).shape[1] > 10
+
+
+def test_names_and_strings_of_a_file_stay_data() -> None:
+    evil = "x); raise SystemExit(', "
+    steps = (
+        Step(
+            evil, "op", False, ([Ref(evil + "in"), (Ref("é"), 2)], evil), {"if": Ref("é"), "a": [7]}
+        ),
+        Step("out", evil, True, (Ref(evil),)),
+    )
+    calls: list[object] = []
+
+    def op(*args: object, **kwargs: object) -> str:
+        calls.append((args, kwargs))
+        return "made"
+
+    forward = write(steps, [evil + "in", "é"], "out", {"op": op})
+    assert forward({evil: lambda x: (x, "called")}, {evil + "in": 1, "é": 3}) == ("made", "called")
+    assert calls == [(([1, [3, 2]], evil), {"if": 3, "a": [7]})]
+
+
+def test_values_are_forgotten_after_their_last_use() -> None:
+    alive: list[int] = []
+
+    class Value:
+        count = 0
+
+        def __init__(self) -> None:
+            Value.count += 1
+
+        def __del__(self) -> None:
+            Value.count -= 1
+
+    def op(*_: object) -> Value:
+        alive.append(Value.count)
+        return Value()
+
+    names = "abcde"
+    steps = [Step("a", "op", False)]
+    steps += [Step(b, "op", False, (Ref(a),)) for a, b in pairwise(names)]
+    write(steps, [], "e", {"op": op})({}, {})
+    assert alive == [0, 1, 1, 1, 1]
