@@ -9,7 +9,8 @@ random batch in one process, in eval mode under inference_mode and channels_last
 in a turn one runs once to bring its weights into the cache, as a model in use has them there, and
 then against the clock. The ratio is that of the medians. Goal: `share`, the time ratio over the
 FLOPs ratio, is at least 0.8. "like for like" compares with the full model after the same treatment:
-decomposed without masks, and folded where the module is.
+decomposed without masks, and folded where the module is. On a CPU, ONNX Runtime runs the folded
+modules too, as `nemo export` writes them, with as many threads.
 
 The second table is what `nemo.cut` costs at keep .3, each in a process of its own, with its
 peak memory: the growth of the resident set over the call, in sizes of the model's parameters.
@@ -19,11 +20,14 @@ Goals: 8 s on resnet18, 15 s on vit_small, under 4 models.
 from __future__ import annotations
 
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
+from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 
+import nemo
 from benchmarks.measuring import DEVICES, Row, alone, medians, parser, show, timed, where
 from nemo.cost import count_flops, count_parameters
 from nemo.cut import decompose
@@ -31,6 +35,7 @@ from nemo.masking.sites import find_sites
 from nemo.models import build_model
 from nemo.models.registry import Shape
 from nemo.models.shapes import CnnShape
+from nemo.module.export import export
 
 MODELS = ("vgg16", "resnet18", "vit_small")
 ROUNDS = {1: 41, 128: 7}  # by batch
@@ -71,17 +76,22 @@ def measure(
     module, whole = decompose(model, masks_of(model, 0.5)), decompose(model, {})
     example = torch.zeros(1, 3, SIZE, SIZE)
     saving = count_flops(model, example) / count_flops(module, example)
-    models = [model, whole, module, whole.optimize_for_inference(), module.optimize_for_inference()]
+    folded = [whole.optimize_for_inference(), module.optimize_for_inference()]
+    sessions = [onnx_session(m) for m in folded] if device == "cpu" else []
+    models = [model, whole, module, *folded]
     for contender in models:
         contender.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = []
     for batch, count in rounds.items():
         images = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
         calls = [partial(_call, m, images.to(device)) for m in models]
+        feed = {"images": images.contiguous().numpy()}
+        calls += [partial(session.run, None, feed) for session in sessions]
         with torch.inference_mode():
             seconds = medians(calls, count, BURST.get(batch, 1))
         full = seconds[0]
-        for form, same, mine in (("as cut", *seconds[1:3]), ("folded", *seconds[3:])):
+        for number, form in enumerate(("as cut", "folded", "ONNX Runtime")[: len(seconds) // 2]):
+            same, mine = seconds[1 + 2 * number : 3 + 2 * number]
             rows.append({
                 "model": name, "batch": batch, "module": form,
                 "full_ms": round(1000 * full, 2), "module_ms": round(1000 * mine, 2),
@@ -90,6 +100,16 @@ def measure(
                 "like_for_like": round(same / mine / saving, 3),
             })  # fmt: skip
     return rows
+
+
+def onnx_session(module: nemo.DecomposedModule) -> InferenceSession:
+    """What `nemo export` writes of a module, as ONNX Runtime reads it."""
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with TemporaryDirectory() as folder:
+        nemo.save(module, folder)
+        file = export(folder, "onnx").path
+        return InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def _call(model: nn.Module, images: Tensor) -> None:

@@ -60,12 +60,14 @@ class Scale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         y, m = ctx.saved_tensors
         over = [d for d in range(1, y.ndim) if m.shape[d] == 1]
-        for_y, for_m = torch.empty_like(y), torch.empty_like(m)
+        for_y = torch.empty_like(y)
         # only a CPU gains by parts; a GPU would pay for their many kernels
         rows = max(1, CACHE_ELEMENTS // y[0].numel()) if y.device.type == "cpu" else len(y)
-        parts = zip(*(t.split(rows) for t in (grad, y, m, for_y, for_m)), strict=True)
-        for grad_, y_, m_, for_y_, for_m_ in parts:  # while a part is in cache, both products
+        sums = []
+        parts = zip(*(t.split(rows) for t in (grad, y, m, for_y)), strict=True)
+        for grad_, y_, m_, for_y_ in parts:  # while a part is in cache, both products
             torch.mul(grad_, m_, out=for_y_)
             product = grad_ * y_
-            torch.sum(product, over, keepdim=True, out=for_m_) if over else for_m_.copy_(product)
+            sums.append(product.sum(over, keepdim=True) if over else product)
+        for_m = sums[0] if len(sums) == 1 else torch.cat(sums)
         return for_y, torch.where(m > 0, for_m / m, 0) if ctx.in_place else for_m, None
