@@ -103,10 +103,10 @@ def test_the_coverage_benchmark_says_at_once_that_transformers_is_missing(monkey
     assert not said.out
 
 
-def test_the_speed_benchmark_measures_modules_as_cut_and_folded():
+def test_the_speed_benchmark_measures_modules_as_cut_folded_and_exported():
     rows = module_speed.measure("resnet18", {1: 2, 4: 2}, SMALL["resnet18"])
     assert [(row["batch"], row["module"]) for row in rows] == [
-        (batch, form) for batch in (1, 4) for form in ("as cut", "folded")
+        (batch, form) for batch in (1, 4) for form in ("as cut", "folded", "ONNX Runtime")
     ]
     assert all(row["flops_ratio"] > 1 and row["share"] > 0 for row in rows)
 
