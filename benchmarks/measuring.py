@@ -28,7 +28,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def where(device: str = "cpu") -> str:
     """What a table was measured on, for its caption."""
     threads, version = torch.get_num_threads(), torch.__version__.split("+")[0]
-    on = torch.cuda.get_device_name() if device == "cuda" else f"{threads} CPU threads"
+    kind = torch.backends.cpu.get_cpu_capability()  # such as AVX2
+    on = torch.cuda.get_device_name() if device == "cuda" else f"{threads} CPU threads ({kind})"
     return f"{on}, torch {version}"
 
 

@@ -10,7 +10,7 @@ in a turn one runs once to bring its weights into the cache, as a model in use h
 then against the clock. The ratio is that of the medians. Goal: `share`, the time ratio over the
 FLOPs ratio, is at least 0.8. "like for like" compares with the full model after the same treatment:
 decomposed without masks, and folded where the module is. On a CPU, ONNX Runtime runs the folded
-modules too, as `nemo export` writes them, with as many threads.
+modules too, as `nemo export` writes them, with as many threads, which sleep where they wait.
 
 The second table is what `nemo.cut` costs at keep .3, each in a process of its own, with its
 peak memory: the growth of the resident set over the call, in sizes of the model's parameters.
@@ -106,6 +106,8 @@ def onnx_session(module: nemo.DecomposedModule) -> InferenceSession:
     """What `nemo export` writes of a module, as ONNX Runtime reads it."""
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # else its idle threads take turns with those of the model that is timed next
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with TemporaryDirectory() as folder:
         nemo.save(module, folder)
         file = export(folder, "onnx").path
