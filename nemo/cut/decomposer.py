@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -41,20 +40,6 @@ from nemo.signature import bare, moved
 MODES = ("exact", "compact")
 
 
-@contextmanager
-def _older_objects_frozen() -> Iterator[None]:
-    """Garbage is collected among new objects only: to search all of torch's takes a tenth of it."""
-    if gc.get_freeze_count():  # someone wants theirs to stay frozen
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@_older_objects_frozen()
 def decompose(
     model: nn.Module,
     masks: Mapping[str, Tensor],

@@ -62,7 +62,7 @@ class DecomposedModule(nn.Module):
         self.certificate: dict[str, Any] = {}
         self.info: dict[str, Any] = {}
         self._overwriting = self._find_overwriting()
-        self._forwards = self._write()
+        self._written: tuple[Forward, Forward] | None = None  # at the first call
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -80,20 +80,21 @@ class DecomposedModule(nn.Module):
         values: dict[str, Any] = self.takes.bind(others if x is None else (x, *others), named)
         if self.certificate.get("fixed_size", True):  # what 0.2 saved does not say
             self._check_sizes(values)
-        return self._forwards[self._may_overwrite()](self._modules, values)
-
-    def _write(self) -> tuple[Forward, Forward]:
-        """Without overwriting, and with."""
-        body = self.steps, self.takes.names, self.output, self.unlisted | OPS
-        return write(*body), write(*body, self._overwriting)
+        if torch.compiler.is_compiling():  # a graph of the loop serves all copies of a module
+            for step in self.steps:
+                self.advance(step, values)
+            result: Tensor = values[self.output]
+            return result
+        if self._written is None:
+            body = self.steps, self.takes.names, self.output, self.unlisted | OPS
+            self._written = write(*body), write(*body, self._overwriting)
+        plain, overwriting = self._written
+        run = overwriting if self._may_overwrite() else plain
+        return run(self._modules, values)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is written has no name that a pickle could hold."""
-        return {key: value for key, value in self.__dict__.items() if key != "_forwards"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._forwards = self._write()
+        """Without the written functions, which no pickle can hold."""
+        return {**self.__dict__, "_written": None}
 
     def _check_sizes(self, values: dict[str, Tensor]) -> None:
         for item in self.takes.inputs:
@@ -118,7 +119,7 @@ class DecomposedModule(nn.Module):
 
     def _may_overwrite(self) -> bool:
         """Whether nobody but this run can see intermediate values."""
-        if self.training or torch.compiler.is_compiling():  # a compiler sees to memory itself
+        if self.training:
             return False
         hooked = bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
         for layer, built in zip(self.children(), self._types, strict=False):

@@ -43,7 +43,7 @@ def write(
     lines.append(f"return {writer.value(output)}")
     source = "def forward(layers, values):\n" + "".join(f"    {line}\n" for line in lines)
     exec(compile(source, "<steps of a module>", "exec"), writer.constants)
-    function: Forward = writer.constants["forward"]
+    function: Forward = writer.constants.pop("forward")  # else it would hold itself
     return function
 
 
@@ -96,7 +96,11 @@ class _Writer:
         if step.is_layer:
             return f"{self.called(step)}({words}, in_place=True)"
         op = self.constant(IN_PLACE[step.target])
-        for y in others:  # another shape or type would change that of the result
-            alike = f"{x}.shape == {y}.shape and {x}.dtype == {y}.dtype"
-            op = f"({op} if {alike} else {self.called(step)})"
+        if others:
+            op = f"({op} if {self.constant(_alike)}({words}) else {self.called(step)})"
         return f"{op}({words})"
+
+
+def _alike(x: Tensor, *others: Any) -> bool:
+    """Whether a result of all of them has the shape and type of the first."""
+    return all(isinstance(y, Tensor) and y.shape == x.shape and y.dtype == x.dtype for y in others)

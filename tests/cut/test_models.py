@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from torch import nn
@@ -67,19 +65,6 @@ def test_parent_is_not_modified() -> None:
     decompose(model, random_masks(model, 0.4), classes=[1])
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_what_is_frozen_of_garbage_collection_stays_so(frozen: bool) -> None:
-    model = small("simcnn")
-    gc.unfreeze()
-    if frozen:
-        gc.freeze()
-    decompose(model, {})
-    with pytest.raises(ValueError, match="distinct"):
-        decompose(model, {}, [1, 1])
-    assert bool(gc.get_freeze_count()) == frozen
-    gc.freeze()  # as the other tests have it
 
 
 def test_masks_may_carry_their_classes_and_name_fused_layers() -> None:

@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo import testing
 
 import nemo
 from nemo.module.forward import write
+from nemo.module.ops import OPS
 from nemo.module.program import Ref, Step
 from tests.cut.helpers import random_masks
 from tests.cut.test_models import SHAPES, small
@@ -27,6 +29,7 @@ def test_it_computes_the_steps_one_after_another(name: str) -> None:
         for step in module.steps:
             module.advance(step, values)
         assert torch.equal(module(IMAGES), values[module.output])
+    assert module._overwriting
     with torch.inference_mode():  # intermediate values are overwritten
         assert torch.equal(module(IMAGES), values[module.output])
 
@@ -41,6 +44,36 @@ def test_copies_compute_the_same() -> None:
             next(other.parameters()).add_(1)
             assert not torch.equal(other(IMAGES), expected)
         assert torch.equal(module(IMAGES), expected)
+
+
+def test_copies_share_a_compiled_graph() -> None:
+    module = nemo.decompose(small("resnet18"), {})
+    graphs = testing.CompileCounter()
+    torch.compiler.reset()
+    with torch.no_grad():
+        for _ in range(10):  # torch refuses to compile one function more than 8 times
+            torch.compile(copy.deepcopy(module), backend=graphs, fullgraph=True)(IMAGES)
+    assert graphs.frame_count == 1
+
+
+@pytest.mark.parametrize("other", ["alike", "wide", "double", "number"])
+def test_a_sum_is_written_over_its_first_term_if_they_are_alike(other: str) -> None:
+    steps = [Step("y", "aten.add.Tensor", False, (Ref("x"), Ref("other")))]
+    forward = write(steps, ["x", "other"], "y", OPS, ["y"])
+    given: dict[str, object] = {
+        "alike": torch.ones(2, 3), "wide": torch.ones(5, 2, 3), "number": 3,
+        "double": torch.ones(2, 3, dtype=torch.float64),
+    }  # fmt: skip
+    x = torch.ones(2, 3)
+    y = forward({}, {"x": x, "other": given[other]})
+    assert torch.equal(y, torch.ones(2, 3) + given[other])
+    assert (y is x) == (other == "alike")
+
+
+def test_a_sum_of_very_many_terms_can_be_written() -> None:
+    steps = [Step("y", "aten.add.Tensor", False, tuple(Ref("x") for _ in range(1000)))]
+    with pytest.raises((RuntimeError, TypeError)):
+        write(steps, ["x"], "y", OPS, ["y"])({}, {"x": torch.ones(2)})
 
 
 def test_a_replaced_layer_is_called() -> None:
