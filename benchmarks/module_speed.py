@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from functools import partial
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import torch
-from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 
 import nemo
@@ -71,7 +71,7 @@ def masks_of(model: nn.Module, keep: float) -> dict[str, Tensor]:
 def measure(
     name: str, rounds: dict[int, int], shape: Shape | None = None, device: str = "cpu"
 ) -> list[Row]:
-    """The rows of a model: per batch, the module as cut and folded."""
+    """The rows of a model: per batch, the module as cut, folded, and on a CPU by ONNX Runtime."""
     model = make(name, shape)
     module, whole = decompose(model, masks_of(model, 0.5)), decompose(model, {})
     example = torch.zeros(1, 3, SIZE, SIZE)
@@ -89,9 +89,9 @@ def measure(
         calls += [partial(session.run, None, feed) for session in sessions]
         with torch.inference_mode():
             seconds = medians(calls, count, BURST.get(batch, 1))
-        full = seconds[0]
-        for number, form in enumerate(("as cut", "folded", "ONNX Runtime")[: len(seconds) // 2]):
-            same, mine = seconds[1 + 2 * number : 3 + 2 * number]
+        full, wholes, modules = seconds[0], seconds[1::2], seconds[2::2]
+        forms = ("as cut", "folded", "ONNX Runtime")
+        for form, same, mine in zip(forms, wholes, modules, strict=False):
             rows.append({
                 "model": name, "batch": batch, "module": form,
                 "full_ms": round(1000 * full, 2), "module_ms": round(1000 * mine, 2),
@@ -102,8 +102,10 @@ def measure(
     return rows
 
 
-def onnx_session(module: nemo.DecomposedModule) -> InferenceSession:
+def onnx_session(module: nemo.DecomposedModule) -> Any:
     """What `nemo export` writes of a module, as ONNX Runtime reads it."""
+    from onnxruntime import InferenceSession, SessionOptions
+
     options = SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # else its idle threads take turns with those of the model that is timed next
