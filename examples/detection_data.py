@@ -29,6 +29,7 @@ CLASSES = ("RBC", "WBC", "Platelets")
 SIZE = (320, 240)  # width and height, half of the images' own
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # dimensions, of training images
 LISTS = {"train": "trainval.txt", "test": "test.txt"}
+ACCEPTED = "accepted: BCCD's folder, or a .tar of it"
 KEPT = ("features", "sizes", "boxes", "labels")  # of a split, in the work folder
 
 
@@ -84,12 +85,10 @@ def opened(data: Path) -> Iterator[Path]:
                     archive.extractall(folder, filter="data")
             except tarfile.TarError as error:
                 reason = str(error).splitlines()[0].rstrip(":")
-                raise click.ClickException(
-                    f"{data}: {reason}; accepted: BCCD's folder, or a .tar of it"
-                ) from None
+                raise click.ClickException(f"{data}: {reason}; {ACCEPTED}") from None
         found = next((Path(folder) if data.is_file() else data).rglob("ImageSets"), None)
         if found is None:
-            raise click.ClickException(f"{data}: no ImageSets in it; accepted: BCCD, or a .tar")
+            raise click.ClickException(f"{data}: no ImageSets in it; {ACCEPTED}")
         yield found.parent
 
 
@@ -113,7 +112,7 @@ def prepare(root: Path, eyes: nn.Module) -> dict[str, Split]:
     for split, name in LISTS.items():
         file = root / "ImageSets/Main" / name
         if not file.is_file():
-            raise click.ClickException(f"no {file.relative_to(root)}; accepted: BCCD, or a .tar")
+            raise click.ClickException(f"no {file.relative_to(root)}; {ACCEPTED}")
         names = file.read_text().split()
         targets = [target(root / f"Annotations/{name}.xml") for name in names]
         found = {int(label) for one in targets for label in one.labels}

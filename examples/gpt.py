@@ -268,7 +268,8 @@ def caption(size: Size, seeds: Iterable[int]) -> list[str]:
         f"Bits per byte of test files, of the bytes after the first {PROMPT} of {LENGTH}. "
         f"GPTs of {size.depth} blocks on bytes, {size.width} wide, {size.steps} steps of {BATCH} "
         f"sequences, alpha {size.alpha:g}. Means of seeds {', '.join(map(str, seeds))}, which are "
-        f"in [gpt.csv](gpt.csv). {platform.machine()}, {os.cpu_count()} CPU cores, threads of a "
+        "in [gpt.csv](gpt.csv); of *dense, long*, a seed has one language. "
+        f"{platform.machine()}, {os.cpu_count()} CPU cores, threads of a "
         f"process: {torch.get_num_threads()}, torch {torch.__version__.split('+')[0]}. By the "
         "commands of [docs/sequences.md](../docs/sequences.md)."
     ]
