@@ -172,13 +172,13 @@ def watched(work: Callable[[], Any]) -> tuple[Any, set[str]]:
         if event == "call" and frame.f_code.co_name != "<module>":
             files.add(frame.f_code.co_filename)
 
-    threading.setprofile(look)
-    sys.setprofile(look)
+    threading.settrace(look)
+    sys.settrace(look)
     try:
         result = work()
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
     return result, {module_of(Path(file)) for file in files if file.startswith(home)}
 
 

@@ -1,4 +1,4 @@
-"""The paper profile is not run here; each of its cells takes one step, at full width."""
+"""The paper profile is not run here; its models take one step with masks, at full width."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ ONE_STEP = check_params(
 )
 # the data sets differ in their images alone; a test of every pair would repeat each step
 CELLS = [cell for cell in cells(ONE_STEP) if (cell.dataset, cell.seed) == ("cifar10", 0)]
+# a standard model takes the same step without masks, and at full width a step is slow
+STEPS = [cell for cell in CELLS if cell.method != "standard" or cell.model == "resnet18"]
 
 
 def some_images() -> Prepared:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    split = Split(images, torch.arange(10))
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.tensor([0, 0, 1, 2]))  # few: at full width an image takes seconds
     names = tuple(map(str, range(10)))
     half = (0.5, 0.5, 0.5)
-    splits = {"train": split, "val": split, "test": split}
+    one = Split(images[:1], torch.zeros(1, dtype=torch.long))
+    splits = {"train": split, "val": one, "test": one}
     return Prepared("cifar10", "noise", names, (32, 32), half, half, True, 4, "", splits)
 
 
@@ -41,8 +44,8 @@ def test_the_paper_profile_has_the_papers_experiments():
     assert len(CELLS) == 6 * 3
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.model}-{cell.method}")
-def test_each_cell_takes_a_step(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("cell", STEPS, ids=lambda cell: f"{cell.model}-{cell.method}")
+def test_each_model_takes_a_step(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))  # where checkpoints go
     train_cell(ONE_STEP, cell, some_images(), tmp_path / "train")
     metrics = json.loads((tmp_path / "train" / "metrics.json").read_text())

@@ -158,7 +158,7 @@ def test_the_gpt_is_trained_cut_and_reported(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = spied(monkeypatch, gpt)
-    size = ["--data", data, "--width", 16, "--depth", 2, "--steps", 40, "--work", tmp_path / "w"]
+    size = ["--data", data, "--width", 16, "--depth", 2, "--steps", 20, "--work", tmp_path / "w"]
     run(gpt.main, "train", *size, "--seed", 1)
     (folder,) = (tmp_path / "w").glob("*/seed-1")
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("*.safetensors")}
@@ -182,7 +182,7 @@ def test_the_gpt_is_trained_cut_and_reported(
     assert [t["modular"] for t in trained[:2]] == [False, True]
     own = [{"ada": known["ada"]}] * 3 + [{"bash": known["bash"]}] * 4
     assert [t["texts"] for t in trained[2:]] == own
-    assert [t["steps"] for t in trained] == [40, 40, 4, 4, 24, 4, 4, 24, 40]
+    assert [t["steps"] for t in trained] == [20, 20, 2, 2, 12, 2, 2, 12, 20]
 
     def bits(model: torch.nn.Module, name: str, language: str) -> float:
         model.load_state_dict(gpt.load_file(folder / f"{name}.safetensors"))
