@@ -10,16 +10,10 @@ from torch import Tensor, fx, nn
 from nemo.cut.facts import Analysis, Kept
 from nemo.cut.graph import aten, unexpanded
 from nemo.cut.trace import module_path
-from nemo.module.decomposed import DecomposedModule
+from nemo.module.decomposed import RESERVED
 from nemo.module.layers import Config, LayerSpec
 from nemo.module.ops import OPS, name_of
 from nemo.module.program import Program, Ref, Step, file_name
-
-# Attributes of a module that no layer may be called.
-RESERVED = {
-    *dir(DecomposedModule), "kinds", "unlisted", "steps", "output", "takes", "classes", "report",
-    "certificate", "info",
-}  # fmt: skip
 
 
 class Builder:

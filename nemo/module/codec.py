@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nemo.module.decomposed import DecomposedModule
+from nemo.module.decomposed import RESERVED, DecomposedModule
 from nemo.module.layers import LayerSpec
 from nemo.module.ops import OPS
 from nemo.module.program import Program, Ref, Step
@@ -28,6 +28,9 @@ DTYPES = {str(d): d for d in (torch.float32, torch.float64, torch.float16, torch
 NAME = re.compile(r"[A-Za-z0-9_]{1,200}")  # those in an nn.Sequential are numbers
 LARGEST_VALUE = 2**28  # elements of one value of a module, at batch 2
 LARGEST_NUMBER = 2**31
+LONGEST_LIST = 4096
+ARITHMETIC = ("mul", "add", "sub", "floordiv", "truediv")  # of sizes
+NORMS = ("aten.batch_norm.default", "aten.instance_norm.default")
 STEP = {"name", "target", "layer", "args", "kwargs"}
 CONFIG: dict[str, tuple[type, ...]] = {
     "stride": (list,), "padding": (list, str), "dilation": (list,), "groups": (int,),
@@ -117,10 +120,20 @@ def _rehearse(program: Program) -> None:
     values: dict[str, Any] = dict(zip(program.takes.names, inputs, strict=True))
     with torch.no_grad():
         for step in program.steps:
+            arithmetic = step.target in ARITHMETIC and not step.is_layer
+            if arithmetic:  # a number times a list would repeat it
+                numbers = all(type(values[name]) in (int, float) for name in step.reads())
+                _check(numbers, f"bad arguments of step {step.name!r}")
             module.advance(step, values)
-            made = values[step.name]
-            if isinstance(made, Tensor):
-                _check(made.numel() <= LARGEST_VALUE, f"step {step.name!r} is too large")
+            _check(_fits(values[step.name]), f"step {step.name!r} is too large")
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() <= LARGEST_VALUE
+    if isinstance(value, (tuple, list)):
+        return len(value) <= LONGEST_LIST and all(map(_fits, value))
+    return type(value) is not int or abs(value) < LARGEST_NUMBER
 
 
 def encode_signature(takes: Signature) -> dict[str, Any]:
@@ -177,9 +190,10 @@ def _decode_layers(described: Any, tensors: dict[str, Tensor]) -> dict[str, Laye
         name, _, leaf = key.rpartition(".")
         _check(name in held, f"tensor {key!r} belongs to no layer")
         held[name][leaf] = tensor
-    taken = set(dir(DecomposedModule))
     for name, spec in described.items():
-        _check(NAME.fullmatch(name) is not None and name not in taken, f"bad layer name {name!r}")
+        _check(
+            NAME.fullmatch(name) is not None and name not in RESERVED, f"bad layer name {name!r}"
+        )
         _check(isinstance(spec, dict) and set(spec) == {"kind", "config"}, f"bad layer {name!r}")
         _check(isinstance(spec["config"], dict), f"bad config of layer {name!r}")
         _check_config(name, spec["kind"], spec["config"])
@@ -216,9 +230,22 @@ def _decode_steps(described: Any, layers: dict[str, LayerSpec], inputs: list[str
         plain = item["layer"] or "." not in target  # layers, and arithmetic on sizes
         simple = all(isinstance(a, (Ref, int, float)) for a in args) and not kwargs
         _check(simple or not plain, f"bad arguments of step {name!r}")
-        steps.append(Step(name, target, item["layer"], args, kwargs))
+        step = Step(name, target, item["layer"], args, kwargs)
+        _check(not _updates(step), f"step {name!r} would overwrite running statistics")
+        steps.append(step)
         known.add(name)
     return steps
+
+
+def _updates(step: Step) -> bool:
+    """Whether it is a norm that writes its running statistics: a tensor that it was given."""
+    if step.is_layer or step.target not in NORMS:
+        return False
+    op: Any = OPS[step.target]
+    names = (argument.name for argument in op._schema.arguments)
+    given = {**dict(zip(names, step.args, strict=False)), **step.kwargs}
+    learns = given.get("training", given.get("use_input_stats"))
+    return learns is not False and given.get("running_mean") is not None
 
 
 def _encode_step(step: Step) -> dict[str, Any]:
@@ -258,7 +285,7 @@ def _decode(value: Any, known: set[str], depth: int = 0) -> Any:
             return float(content)
         raise RefusedError(f"bad argument {kind} {content!r}")
     if isinstance(value, list):
-        _check(len(value) <= 4096 and depth < 2, "bad argument: a long or deep list")
+        _check(len(value) <= LONGEST_LIST and depth < 2, "bad argument: a long or deep list")
         return [_decode(item, known, depth + 1) for item in value]
     if isinstance(value, str):
         _check(len(value) <= 40, "bad argument: a long text")

@@ -23,7 +23,7 @@ from nemo.module.ops import OPS
 from nemo.module.program import Program, Ref, Step
 
 # Layers and ops whose results share no memory with what they read. (Not all of them: enough.)
-SHARING = ("Constant", "Dropout", "Dropout2d")
+SHARING = ("Constant", "Cast", "Dropout", "Dropout2d")
 OWNING = (
     "aten.relu.default", "aten.gelu.default", "aten.add.Tensor", "aten.cat.default",
     "aten.max_pool2d.default",
@@ -35,8 +35,8 @@ class DecomposedModule(nn.Module):
     """A smaller model of the same function; an ordinary module for training, export and so on.
 
     In eval mode under `torch.inference_mode()` it overwrites intermediate values that are not read
-    again, since allocating big tensors is slow. It does not where a layer was replaced or has a
-    hook, which might keep them.
+    again, since allocating big tensors is slow. It does not where a layer or its forward was
+    replaced, or has a hook, which might keep them.
 
     Attributes:
         takes: how it is called: as its parent was, by position or by name.
@@ -124,7 +124,8 @@ class DecomposedModule(nn.Module):
         hooked = bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
         for layer, built in zip(self.children(), self._types, strict=False):
             hooked |= bool(layer._forward_hooks or layer._forward_pre_hooks)
-            hooked |= type(layer) is not built  # what took its place may return its argument
+            # what took its place, or its forward's, may return its argument
+            hooked |= type(layer) is not built or "forward" in vars(layer)
         return torch.is_inference_mode_enabled() and not hooked
 
     def _find_overwriting(self) -> frozenset[str]:
@@ -138,14 +139,14 @@ class DecomposedModule(nn.Module):
             if (step.is_layer and self.kinds[step.target][0] not in SHARING)
             or step.target in OWNING
         }
-        shared = {name for step in self.steps if step.name not in owning for name in step.reads()}
+        owning -= {name for step in self.steps if step.name not in owning for name in step.reads()}
         found = set()
         for step, done in zip(self.steps, last_uses(self.steps, self.output), strict=True):
             able = step.is_layer and self.kinds[step.target][0] == "AddInto"
             plain = all(type(a) is Ref for a in step.args) and not step.kwargs
             able |= step.target in IN_PLACE and plain
             first, *others = step.reads() or [""]
-            if able and first in done and first in owning - shared and first not in others:
+            if able and first in done and first in owning and first not in others:
                 found.add(step.name)
         return frozenset(found)
 
@@ -171,6 +172,24 @@ class DecomposedModule(nn.Module):
         fast.certificate = {**copy.deepcopy(self.certificate), "folding_error": error}
         return fast
 
+    def check_layers(self, to: str) -> None:
+        """Raise ValueError unless the layers compute what `definition` says."""
+        for name, layer in self.named_modules():
+            if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+                what = f"layer {name!r}" if name else "the module"
+                raise ValueError(f"cannot {to}: {what} has a forward hook; accepted: none")
+        for name, (kind, config) in self.kinds.items():
+            layer = self._modules.get(name) or nn.Identity()
+            try:
+                told = build(LayerSpec(kind, config, layer.state_dict()))
+            except (LookupError, RuntimeError, ValueError):
+                told = None
+            if told is None or _settings(layer) != _settings(told):
+                raise ValueError(
+                    f"cannot {to}: layer {name!r} is no longer the {kind} with {config} that was "
+                    "cut; accepted: other values of its tensors"
+                )
+
     def definition(self) -> Program:
         """What it computes, as data; the layers hold the module's own tensors, not copies."""
         layers = {
@@ -186,6 +205,19 @@ class DecomposedModule(nn.Module):
     def program(self) -> str:
         """The steps as text, one a line."""
         return str(self.definition())
+
+
+# Names that no layer of a module may have: those of its attributes.
+RESERVED = {
+    *dir(DecomposedModule), "kinds", "unlisted", "steps", "output", "takes", "classes", "report",
+    "certificate", "info", "_types", "_overwriting", "_written",
+}  # fmt: skip
+
+
+def _settings(layer: nn.Module) -> tuple[type, dict[str, Any]]:
+    """All that decides what a layer computes, but its tensors."""
+    public = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
+    return type(layer), public | {"training": False}
 
 
 def _resolve(value: Any, values: dict[str, Any]) -> Any:

@@ -16,13 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo.files import write_bytes
 from nemo.module.codec import RefusedError, decode, encode, rehearsed
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.info import check_info
-from nemo.module.layers import LayerSpec, build
 
 WEIGHTS, DESCRIPTION = "module.safetensors", "module.json"
 FORMAT = "nemo-module"
@@ -61,7 +60,7 @@ def save(
     target = Path(folder)
     if taken := [path for path in (target, *target.parents) if path.is_file()]:
         raise ValueError(f"{taken[0]} is a file; accepted: a folder, which may be new")
-    _check_layers(module)
+    module.check_layers("save")
     tensors = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()}
     weights = write_tensors(tensors)
     body = {
@@ -84,31 +83,6 @@ def save(
     target.mkdir(parents=True, exist_ok=True)
     for name, content in ((WEIGHTS, weights), (DESCRIPTION, text.encode())):
         write_bytes(target / name, content)
-
-
-def _check_layers(module: DecomposedModule) -> None:
-    """Raise ValueError unless what will be loaded computes what the layers do now."""
-    for name, layer in module.named_modules():
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-            what = f"layer {name!r}" if name else "the module"
-            raise ValueError(f"cannot save: {what} has a forward hook; accepted: none")
-    for name, (kind, config) in module.kinds.items():
-        layer = module._modules.get(name) or nn.Identity()
-        try:
-            told = build(LayerSpec(kind, config, layer.state_dict()))
-        except (LookupError, RuntimeError, ValueError):
-            told = None
-        if told is None or _settings(layer) != _settings(told):
-            raise ValueError(
-                f"cannot save: layer {name!r} is no longer the {kind} with {config} that was cut; "
-                "accepted: other values of its tensors (torch.save writes any module)"
-            )
-
-
-def _settings(layer: nn.Module) -> tuple[type, dict[str, Any]]:
-    """All that decides what a layer computes, but its tensors."""
-    public = {key: value for key, value in vars(layer).items() if not key.startswith("_")}
-    return type(layer), public | {"training": False}
 
 
 def load(folder: str | os.PathLike[str]) -> DecomposedModule:

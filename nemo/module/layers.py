@@ -124,6 +124,9 @@ class AddInto(nn.Module):
     def forward(self, x: Tensor, y: Tensor, in_place: bool = False) -> Tensor:
         dim = _fast_dim(x, self.dim)
         x, y = x.movedim(self.dim, dim), y.movedim(self.dim, dim)
+        if x.dtype != y.dtype:  # under autocast; + would promote them, index_add does not
+            kind = torch.promote_types(x.dtype, y.dtype)
+            x, y = x.to(kind), y.to(kind)
         wide = x.index_add_(dim, self.index, y) if in_place else x.index_add(dim, self.index, y)
         return wide.movedim(dim, self.dim)
 

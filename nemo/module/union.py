@@ -46,12 +46,14 @@ def merge(
             (B,) in 0..T_a+T_b-1; some of each module's classes.
 
     Raises:
-        ValueError: see `check_mergeable`; or no batches, or logits or labels that do not fit.
+        ValueError: see `check_mergeable`; or a layer that was replaced or has a hook; or no
+            batches, or logits or labels that do not fit.
     """
     for module in (a, b):
         if not isinstance(module, DecomposedModule):
             kind = type(module).__name__
             raise ValueError(f"a {kind} cannot be merged; accepted: what nemo.decompose returns")
+        module.check_layers("merge")
     names = check_mergeable(a, b)
     raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
     if raw.ndim != 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
@@ -167,6 +169,61 @@ def test_forged_descriptions_are_refused(
     save(module, tmp_path)
     forge(tmp_path, FORGERIES[name])
     with pytest.raises(ArtefactError):
+        load(tmp_path)
+
+
+def step(name: str, target: str, *args: Any) -> dict[str, Any]:
+    return {"name": name, "target": target, "layer": False, "args": list(args), "kwargs": {}}
+
+
+X, N = {"ref": "input"}, {"ref": "n0"}
+MORE_STEPS = {
+    "a number that grows without end": (
+        "step 'n5' is too large",
+        [step("n0", "aten.sym_size.int", X, 0)]
+        + [step(f"n{i}", "mul", {"ref": f"n{i - 1}"}, {"ref": f"n{i - 1}"}) for i in range(1, 40)],
+    ),
+    "a list that is repeated": (
+        "bad arguments of step 'z'",
+        [step("n0", "aten.split.Tensor", X, 1), step("z", "mul", N, 2**26)],
+    ),
+    "two large values": (
+        "step 'z' is too large",
+        [step("z", "aten.adaptive_max_pool2d.default", X, [20000, 20000])],
+    ),
+    "statistics that are learned": (
+        "step 'z' would overwrite running statistics",
+        [step("z", "aten.batch_norm.default", X, None, None, X, X, True, 0.5, 1e-5, False)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE_STEPS)
+def test_steps_that_would_cost_or_change_too_much_are_refused(
+    module: DecomposedModule, tmp_path: Path, name: str
+) -> None:
+    message, steps = MORE_STEPS[name]
+    save(module, tmp_path)
+    forge(tmp_path, lambda body: body["steps"].extend(steps))
+    with pytest.raises(ArtefactError, match=message):
+        load(tmp_path)
+
+
+def test_a_layer_with_the_name_of_an_attribute_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3))
+    save(decompose(model, {}, [0, 1], example=torch.zeros(2, 3, 8, 8)), tmp_path)
+    weights = tmp_path / "module.safetensors"
+    tensors = {key.replace("2.", "classes."): t for key, t in load_file(weights).items()}
+    save_file(tensors, weights)
+
+    def rename(body: dict[str, Any]) -> None:
+        body["layers"]["classes"] = body["layers"].pop("2")
+        for one in body["steps"]:
+            one["target"] = one["target"].replace("2", "classes") if one["layer"] else one["target"]
+        body["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    forge(tmp_path, rename)
+    with pytest.raises(ArtefactError, match="bad layer name 'classes'"):
         load(tmp_path)
 
 

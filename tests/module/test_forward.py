@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch._dynamo import testing
 
 import nemo
@@ -125,3 +126,59 @@ def test_values_are_forgotten_after_their_last_use() -> None:
     steps += [Step(b, "op", False, (Ref(a),)) for a, b in pairwise(names)]
     write(steps, [], "e", {"op": op})({}, {})
     assert alive == [0, 1, 1, 1, 1]
+
+
+class Masked(nn.Module):
+    """A mask that the caller may pass as numbers of whatever type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(10, 6), nn.Linear(6, 4)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.fc(mask.to(self.fc.weight.dtype) + self.embed(ids))
+        return logits
+
+
+def test_an_input_of_the_right_type_already_is_not_overwritten() -> None:
+    ids = torch.tensor([0, 9])
+    module = nemo.decompose(Masked().eval(), {}, example=(ids, torch.randint(0, 2, (2, 6))))
+    mask = torch.ones(2, 6)
+    with torch.inference_mode():
+        assert torch.equal(module(ids, mask), module(ids, mask))
+    assert torch.equal(mask, torch.ones(2, 6))
+
+
+@pytest.mark.parametrize("name", ["vit_small", "resnet18"])
+def test_it_runs_under_autocast_as_its_parent_does(name: str) -> None:
+    model = small(name)
+    for module in (whole := nemo.decompose(model, {}), whole.optimize_for_inference()):
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode(), torch.autocast("cpu", torch.bfloat16):
+                logits, expected = module(IMAGES), model(IMAGES)
+            assert logits.dtype == expected.dtype
+            assert (logits - expected).abs().max() < 0.02 * expected.abs().max()
+    masks = random_masks(model, 0.6)
+    module = nemo.decompose(model, masks).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        module(IMAGES).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("replaced", ["kept", "gone"])
+def test_values_of_a_forward_of_ones_own_are_not_overwritten(replaced: str) -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    module = nemo.decompose(net, {}, example=torch.randn(2, 6))
+    assert module._overwriting
+    first, kept = next(module.children()), []
+    compute = first.forward
+
+    def forward(x: Tensor) -> Tensor:
+        y = x if replaced == "gone" else compute(x)
+        kept.append((y, y.clone()))
+        return y
+
+    first.forward = forward  # type: ignore[method-assign]
+    with torch.inference_mode():
+        module(torch.randn(2, 6))
+    assert all(torch.equal(*pair) for pair in kept)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from torch import nn
 
 import nemo
 from nemo.cli.main import cli
@@ -124,6 +125,18 @@ def test_modules_that_do_not_fit_are_named(pair, batch):
     for labels in (batch[1] + 1, batch[1] % 3, batch[1] - 1):
         with pytest.raises(ValueError, match=r"labels must lie in 0\.\.4, some below 3"):
             nemo.merge(a, b, [(batch[0], labels)])
+
+
+def test_a_layer_that_is_not_what_was_cut_is_named(pair, batch):
+    changed = cut([7, 5], 1, HOW[1])
+    name = next(name for name, layer in changed.named_children() if isinstance(layer, nn.Conv2d))
+    handle = changed.get_submodule(name).register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=f"cannot merge: layer '{name}' has a forward hook"):
+        nemo.merge(pair[0], changed, [batch])
+    handle.remove()
+    setattr(changed, name, nn.Tanh())
+    with pytest.raises(ValueError, match=f"cannot merge: layer '{name}' is no longer the Conv2d"):
+        nemo.merge(pair[0], changed, [batch])
 
 
 @pytest.fixture(scope="module")
