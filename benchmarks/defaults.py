@@ -59,7 +59,7 @@ METHODS = (STANDARD, METHOD)
 SHARED = ("train", "data")  # sections that a standard training has, too
 NEAR = 4.0  # points that NeMo's parent may be below the standard model
 KEY = ["dataset", "model", "method", "set"]
-COLUMNS = [*KEY, "accuracy", "chance", "nrr", "seconds", "recipe", "failure"]
+COLUMNS = [*KEY, "accuracy", "chance", "nrr", "seconds", "machine", "recipe", "failure"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def row_of(task: Task) -> Row:
     process is killed, so that the other cells are computed all the same."""
     row: Row = {**dict(zip(KEY, task.key, strict=True)), "failure": ""}
     row["recipe"] = task.recipe(task.params())
+    row["machine"] = where(task.technical["device"])
     begin = time.perf_counter()
     try:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -176,6 +177,7 @@ def table_of(rows: pd.DataFrame) -> pd.DataFrame:
                     "NeMo": round(both[1], 1),
                     "difference": round(both[1] - both[0], 1),
                     "NRR": round(row["nrr"], 3),
+                    "machine": row["machine"],
                     "failure": row["failure"],
                 }
             )
@@ -184,7 +186,7 @@ def table_of(rows: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=empty)
 
 
-def write(rows: dict[tuple[str, ...], Row], out: Path, place: str) -> None:
+def write(rows: dict[tuple[str, ...], Row], out: Path) -> None:
     """out.csv of the rows, and out.md of their table."""
     order = {name: index for index, name in enumerate([*DATASETS, *MODELS, *METHODS])}
     ordered = sorted(rows, key=lambda key: (*(order[name] for name in key[:3]), key[3]))
@@ -197,7 +199,7 @@ def write(rows: dict[tuple[str, ...], Row], out: Path, place: str) -> None:
         "the defaults of `nemo modularize`, seed 0: ours at width 0.25 or dim 64, timm's ViT with "
         "patches of 4 pixels; 7,136 test crops of SVHN, split 72/28, 5,000 images of CIFAR-10 "
         "(JPEG), 20 classes of Tiny ImageNet, 32 pixels (digits in ours: 16). NeMo is at most "
-        f"{NEAR:.0f} points below the standard model in {near} of {len(table)} lines. {place}; "
+        f"{NEAR:.0f} points below the standard model in {near} of {len(table)} lines. "
         "`python -m benchmarks.defaults`."
     )
     out.with_suffix(".md").write_text(f"{caption}\n\n{table.to_markdown(index=False)}\n")
@@ -207,7 +209,7 @@ def read(out: Path) -> dict[tuple[str, ...], Row]:
     file = out.with_suffix(".csv")
     if not file.exists():
         return {}
-    texts = dict.fromkeys(("set", "failure", "recipe"), str)
+    texts = dict.fromkeys(("set", "machine", "recipe", "failure"), str)
     frame = pd.read_csv(file, dtype=texts).fillna(dict.fromkeys(texts, ""))
     return {tuple(row[k] for k in KEY): row for row in frame.to_dict("records")}
 
@@ -255,14 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             todo.append(task)
     print(f"{len(tasks) - len(todo)} rows are there, {len(todo)} to compute", flush=True)
     torch.set_num_threads(threads)
-    place, failed = where(options.device), 0
+    failed = 0
     with ThreadPoolExecutor(options.jobs) as executor:
         for future in as_completed([executor.submit(row_of, task) for task in todo]):
             row = future.result()
             failed += row["failure"] != ""
             print({k: v for k, v in row.items() if k != "recipe"}, flush=True)
             rows[tuple(row[k] for k in KEY)] = row
-            write(rows, options.out, place)
+            write(rows, options.out)
     sys.exit(f"{failed} failed" if failed else 0)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measuring import Row, alone, medians, timed
-from benchmarks.training_overhead import stepper
+from benchmarks.training_overhead import MeanCutPass, stepper
 from nemo.cells import Cell, Layout
 from nemo.config import STANDARD, Params, check_params, load_params
 from nemo.cut import decompose
@@ -132,7 +132,7 @@ def operations(params: Params, cell: Cell, data: Prepared, layout: Layout) -> li
 
 
 def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], None]:
-    """One step of a cell's training, on a fixed batch."""
+    """One step of a cell's training, on a fixed batch; with the cut pass, where it has one."""
     own, method = params.for_method(cell.method), params.base_of(cell.method)
     shape = own.architecture.of(cell.model)
     torch.manual_seed(0)
@@ -146,13 +146,17 @@ def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], No
     if family == "cnn":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     labels, device = data.splits["train"].labels, torch.device("cpu")
-    task = make_task(method, own.section(method.section), family, labels, device, teacher)
-    return _step(model, task, Plan.of(own.train, family), data)
+    section, cut_pass = own.section(method.section), None
+    if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
+        cut_pass = MeanCutPass(section.cut, model, len(data.classes), "cpu")
+    task = make_task(method, section, family, labels, device, teacher, cut_pass)
+    return _step(model, task, Plan.of(own.train, family), data, len(data.classes))
 
 
-def _step(model: nn.Module, task: Task, plan: Plan, data: Prepared) -> Callable[[], None]:
-    labels = torch.arange(128) % 2  # every module has two classes
-    return stepper(model, task, plan, _pixels(data, 128), labels)
+def _step(
+    model: nn.Module, task: Task, plan: Plan, data: Prepared, classes: int
+) -> Callable[[], None]:
+    return stepper(model, task, plan, _pixels(data, 128), torch.arange(128) % classes)
 
 
 def _class_masks(raw: Row, layout: Layout, cell: Cell, data: Prepared) -> Row:
@@ -181,7 +185,7 @@ def _decompose(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: str
 def _finetuning(raw: Row, layout: Layout, cell: Cell, data: Prepared, subset: str) -> Row:
     module = load(layout.module(cell, subset))
     plan = Plan.of(check_params(raw).for_method(cell.method).finetune, module.info["family"])
-    step = _step(module, Task(cross_entropy), plan, data)
+    step = _step(module, Task(cross_entropy), plan, data, 2)  # every module has two classes
     first = timed(step)  # the one that allocates, the optimizer's state too
     rest = timed(lambda: [step() for _ in range(ROUNDS)])
     return {"seconds": rest["seconds"] / ROUNDS, "peak_mb": first["peak_mb"]}

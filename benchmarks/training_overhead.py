@@ -4,8 +4,10 @@
     python -m benchmarks.training_overhead --write    # and writes it to reports/
     python -m benchmarks.training_overhead --device cuda --write    # GPU: CUDA graphs, AMP
 
-Both steps (forward, loss, backward, SGD) run on the same random batch, interleaved in one process;
-the ratio is that of the medians. Goals: at most 1.06 at full width, at most 1.15 at width 0.25.
+The steps (forward, loss, backward, SGD) run on the same random batch, interleaved in one process;
+the ratios are those of the medians. Goals: at most 1.06 at full width, at most 1.15 at width 0.25.
+"cut" is a modular step with the cut pass of five of the ten classes, the mean of what is drawn by
+default. By default, the pass runs in the last 30 % of the epochs only.
 "compiled" is torch.compile for both, on a CPU for narrow models only: the others compile for long.
 """
 
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 
 from benchmarks.measuring import DEVICES, Row, medians, parser, show, where
 from nemo.device import repeatable
-from nemo.masking.generators import modularize
+from nemo.masking.generators import Modular, modularize
+from nemo.masking.objectives import CutPassParams
 from nemo.masking.objectives.nemo import LossParams, contrastive
 from nemo.models import build_model
 from nemo.models.registry import Shape
 from nemo.models.shapes import CnnShape, VitShape
+from nemo.training.cut_pass import CutPass
 from nemo.training.fit import Plan
 from nemo.training.gradients import Gradients, RecordedGradients
 from nemo.training.tasks import Task, cross_entropy
@@ -41,28 +45,46 @@ CASES: list[tuple[str, str, Shape, int]] = [
     ("resnet18", "width 0.25", CnnShape(width=0.25), 128),
     ("vit_small", "dim 96, depth 6", VitShape(dim=96, depth=6, heads=6), 128),
 ]
+METHODS = ("standard", "modular", "cut")
+CLASSES = 10
 
 
 def make_step(
     name: str,
     shape: Shape,
     batch: int,
-    modular: bool,
+    method: str,
     device: str,
     **how: bool,
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    base = build_model(name, 10, 32, shape)
-    model = modularize(base) if modular else base
+    base = build_model(name, CLASSES, 32, shape)
+    model = base if method == "standard" else modularize(base)
     if isinstance(shape, CnnShape):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(device)
     images = torch.randn(batch, 3, 32, 32).contiguous(memory_format=torch.channels_last).to(device)
-    labels = torch.arange(batch, device=device) % 10
-    penalty = contrastive(LossParams(alpha=1.0, tau=0.2, form="equation"), "cnn")  # type: ignore[arg-type]
-    task = Task(cross_entropy, penalty if modular else None)
+    labels = torch.arange(batch, device=device) % CLASSES
+    task = Task(cross_entropy)
+    if isinstance(model, Modular):
+        penalty = contrastive(LossParams(alpha=1.0, tau=0.2, form="equation"), "cnn")  # type: ignore[arg-type]
+        cut = MeanCutPass(CutPassParams(), model, CLASSES, device) if method == "cut" else None
+        task = Task(cross_entropy, penalty, cut_pass=cut)
     plan = Plan(1, "sgd", 0.01, 0.9, 0.0, 1)
     return stepper(model, task, plan, images, labels, **how)
+
+
+class MeanCutPass(CutPass):
+    """A cut pass at every step, of as many classes as it draws on the mean."""
+
+    def __init__(self, params: CutPassParams, model: Modular, classes: int, device: str) -> None:
+        always = params.model_copy(update={"after": 0, "last": None, "every": 1})
+        super().__init__(always, model.layers, classes, 1, 0, torch.device(device))
+
+    def _draw(self) -> Tensor:
+        classes = len(self.frequency)
+        sizes = [*(size for size in self.params.sizes if size < classes), classes]
+        return torch.arange(round(sum(sizes) / len(sizes)))
 
 
 def stepper(
@@ -96,20 +118,23 @@ def measure(
     name: str, label: str, shape: Shape, batch: int, rounds: int, device: str = "cpu", **how: bool
 ) -> Row:
     """The row of a model; `how` are the options of `stepper`."""
-    steps = [make_step(name, shape, batch, modular, device, **how) for modular in (False, True)]
+    steps = [make_step(name, shape, batch, method, device, **how) for method in METHODS]
     with repeatable(torch.device(device)):  # as in training
-        for step in steps * RecordedGradients.WARM:
+        for step in steps * (RecordedGradients.WARM if how.get("recorded") else 1):
             step()
-        standard, modular = medians(steps, rounds, 1)
+        standard, modular, cut = medians(steps, rounds, 1)
     return {
         "model": name,
         "shape": label,
         "batch": batch,
+        "rounds": rounds,
         "precision": "bfloat16" if how.get("amp") else "float32",
         "step": next((form for form in ("recorded", "compiled") if how.get(form)), "eager"),
         "standard_ms": round(1000 * standard, 1),
         "modular_ms": round(1000 * modular, 1),
+        "cut_ms": round(1000 * cut, 1),
         "ratio": round(modular / standard, 3),
+        "cut_ratio": round(cut / standard, 3),
     }
 
 
@@ -123,13 +148,15 @@ def main() -> None:
         for form in FORMS[arguments.device]:
             if form.get("compiled") and case[1] == "full width":
                 continue
-            row = measure(*case, arguments.rounds, arguments.device, **form)
+            slow = not gpu and case[1] == "full width"
+            rounds = min(3, arguments.rounds) if slow else arguments.rounds
+            row = measure(*case, rounds, arguments.device, **form)
             print(row, flush=True)
             rows.append(row)
     caption = (
-        f"Modular over standard step: medians of {arguments.rounds} interleaved rounds, images "
-        f"3 x 32 x 32, float32{' with convolutions in TF32' if gpu else ''}, "
-        f"{where(arguments.device)}."
+        "Training steps, modular over standard: medians of interleaved rounds, images 3 x 32 x 32, "
+        f"float32{' with convolutions in TF32' if gpu else ''}; cut is modular with the cut pass "
+        f"on half of the images; {where(arguments.device)}."
     )
     show(f"training_overhead{'-gpu' if gpu else ''}", caption, pd.DataFrame(rows), arguments.write)
 

@@ -21,11 +21,11 @@ from tests.module.test_union import HOW, cut
 from tests.test_models import SMALL
 
 
-def test_the_overhead_benchmark_measures_both_steps():
+def test_the_overhead_benchmark_measures_three_steps():
     for name in ("resnet18", "vit_small"):
         row = measure(name, "tiny", SMALL[name], batch=4, rounds=2)
         assert row["standard_ms"] > 0
-        assert row["ratio"] > 0
+        assert 0 < row["ratio"] < row["cut_ratio"]
     assert {name for name, *_ in CASES} == {"vgg16", "resnet18", "vit_small"}
 
 
@@ -46,14 +46,19 @@ def test_the_merge_benchmark_measures_before_and_after_calibration():
     assert len(table_of(pd.DataFrame(rows)).splitlines()) == 2 + len(WAYS) == 5
 
 
-@pytest.mark.parametrize("method", ["standard", "mwt", "nemo"])
-def test_a_training_step_of_the_costs_is_one_that_can_be_repeated(method, tmp_path):
+@pytest.mark.parametrize("method", ["standard", "mwt", "nemo", "nemo-cut"])
+def test_a_training_step_of_the_costs_is_one_that_can_be_repeated(method, tmp_path, monkeypatch):
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        times.MeanCutPass, "_draw", lambda self: drawn.append(1) or torch.tensor([3, 5])
+    )
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     prepare("digits", params.data["digits"], tmp_path / "digits")
     cell = Cell("digits", "vit_small", method, 0)
     step = times.training_step(params, cell, load(tmp_path / "digits"))
     step()
     step()
+    assert len(drawn) == (2 if method == "nemo-cut" else 0)
 
 
 def test_the_coverage_benchmark_has_a_row_for_failures_too(tmp_path):
@@ -157,7 +162,7 @@ def test_the_defaults_benchmark_sets_nemo_beside_the_standard_of_the_same_images
         ("standard", "", 0.9), ("nemo", "", 0.87), ("nemo", "loss.tau=0.1", 0.84),
         ("standard", "train.epochs=2", 0.5), ("nemo", "loss.tau=0.1 train.epochs=2", 0.6),
     ]  # fmt: skip
-    shared = {"dataset": "svhn", "model": "vgg16", "chance": 0.19, "nrr": 0.25, "failure": ""}
+    shared = {"dataset": "svhn", "model": "vgg16", "chance": 0.19, "nrr": 0.25, "machine": "m", "failure": ""}
     frame = pd.DataFrame(
         [{**shared, "method": m, "set": s, "accuracy": a} for m, s, a in rows],
         columns=defaults.COLUMNS,
