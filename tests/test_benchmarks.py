@@ -162,7 +162,14 @@ def test_the_defaults_benchmark_sets_nemo_beside_the_standard_of_the_same_images
         ("standard", "", 0.9), ("nemo", "", 0.87), ("nemo", "loss.tau=0.1", 0.84),
         ("standard", "train.epochs=2", 0.5), ("nemo", "loss.tau=0.1 train.epochs=2", 0.6),
     ]  # fmt: skip
-    shared = {"dataset": "svhn", "model": "vgg16", "chance": 0.19, "nrr": 0.25, "machine": "m", "failure": ""}
+    shared = {
+        "dataset": "svhn",
+        "model": "vgg16",
+        "chance": 0.19,
+        "nrr": 0.25,
+        "machine": "m",
+        "failure": "",
+    }
     frame = pd.DataFrame(
         [{**shared, "method": m, "set": s, "accuracy": a} for m, s, a in rows],
         columns=defaults.COLUMNS,

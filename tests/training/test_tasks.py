@@ -7,7 +7,14 @@ import torch.nn.functional as F
 import nemo
 from nemo.masking.objectives import OBJECTIVES
 from nemo.models import build_model
-from nemo.training.tasks import Distillation, Task, _mask_health, cross_entropy, make_task
+from nemo.training.tasks import (
+    Distillation,
+    Task,
+    _mask_health,
+    cross_entropy,
+    epochs_since_chance,
+    make_task,
+)
 from tests.test_models import SMALL
 
 
@@ -73,6 +80,18 @@ def test_the_penalty_rises_once_the_task_loss_has_left_chance(batch):
         expected = parts["task"] + 1.5 * shares[-1] * parts["contrast"]
         torch.testing.assert_close(parts["loss"], expected)
     assert shares == [0, 0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(("classes", "left"), [(2, 0.8 * 0.6931), (10, 1.8421), (200, 4.8378)])
+def test_leaving_chance_asks_for_no_more_of_many_classes_than_of_ten(classes, left):
+    """A fifth of the loss of a guess, ln C nats; of more than ten classes that of ten, .4605."""
+    labels = torch.arange(classes)
+    settings = OBJECTIVES["nemo"].params.model_validate(
+        {"alpha": 1.0, "tau": 0.3, "form": "equation", "warmup": 1}
+    )
+    guess = make_task(OBJECTIVES["nemo"], settings, "cnn", labels, torch.device("cpu")).guess
+    rows = [{"task": left + 0.001}, {"task": left - 0.001}, {"task": left + 0.001}]
+    assert [epochs_since_chance(rows[:n], guess) for n in range(4)] == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize(("value", "rises"), [(None, False), ({"cnn": 3, "transformer": 5}, True)])
