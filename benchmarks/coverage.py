@@ -94,8 +94,10 @@ def calibrate(modular: nemo.Modular, masks: dict[str, Tensor], draw: Draw) -> No
         call(masked, moved(draw(8, 1), WIDE))
     for name, norm in norms.items():
         target = modular.model.get_submodule(name)
+        assert isinstance(target, _BatchNorm)
         target.running_mean = norm.running_mean
         variance = norm.running_var  # dead channels must not blow up later ones
+        assert variance is not None
         target.running_var = variance.clamp(min=0.01 * float(variance.mean()) + 1e-6)
 
 

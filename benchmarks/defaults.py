@@ -211,7 +211,8 @@ def read(out: Path) -> dict[tuple[str, ...], Row]:
         return {}
     texts = dict.fromkeys(("set", "machine", "recipe", "failure"), str)
     frame = pd.read_csv(file, dtype=texts).fillna(dict.fromkeys(texts, ""))
-    return {tuple(row[k] for k in KEY): row for row in frame.to_dict("records")}
+    rows: list[Any] = frame.to_dict("records")
+    return {tuple(row[k] for k in KEY): row for row in rows}
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -89,11 +89,11 @@ def coupling(classes: int) -> Callable[[], Tensor]:
 def contrast(images: int) -> Callable[[], None]:
     soft = {str(i): torch.rand(images, WIDTH, requires_grad=True) for i in range(LAYERS)}
     labels = torch.arange(images) % CLASSES
-    return lambda: contrastive_loss(soft, labels, 0.2).backward()  # type: ignore[no-untyped-call]
+    return lambda: contrastive_loss(soft, labels, 0.2).backward()
 
 
 def vit_step(images: int) -> Callable[[], None]:
-    return make_step("vit_small", VitShape(), images, False, "cpu")
+    return make_step("vit_small", VitShape(), images, "standard", "cpu")
 
 
 Prepare = Callable[[int], Callable[[], object]]

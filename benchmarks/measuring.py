@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports"
-DEVICES = {"default": "cpu", "choices": ("cpu", "cuda")}
+DEVICES: dict[str, Any] = {"default": "cpu", "choices": ("cpu", "cuda")}
 Row = dict[str, Any]
 
 

@@ -51,7 +51,7 @@ def row_of(way: str, seed: int, parts: list[DecomposedModule], data: Prepared) -
     validation, test = (
         Batches(data.splits[split], data.mean, data.std, 256) for split in ("val", "test")
     )
-    whole = parts[0] if len(parts) == 1 else nemo.merge(*parts, validation)
+    whole = parts[0] if len(parts) == 1 else nemo.merge(parts[0], parts[1], validation)
     raw = [predict(part, test) for part in parts]
     labels = raw[0][1]
     logits = {"": predict(whole, test)[0], "_raw": torch.cat([r for r, _ in raw], 1)}

@@ -36,7 +36,9 @@ def main() -> None:
     profile = load_params(arguments.params).profile if arguments.params else "small"
     shown = [change for change in arguments.changes if ".source=" not in change]  # a place here
     pipeline = f"{arguments.params or 'the small one of benchmarks/clones.py'}"
-    page = report(*runs, f"{pipeline} with {', '.join(shown)}" if shown else pipeline, profile)
+    page = report(
+        runs[0], runs[1], f"{pipeline} with {', '.join(shown)}" if shown else pipeline, profile
+    )
     print(page)
     if arguments.write:
         end = f"-{profile}" if arguments.params else ""

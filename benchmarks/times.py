@@ -144,7 +144,7 @@ def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], No
     family = family_of(cell.model, base)
     model = modularize(base) if method.modular else base
     if family == "cnn":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     labels, device = data.splits["train"].labels, torch.device("cpu")
     section, cut_pass = own.section(method.section), None
     if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
@@ -156,7 +156,8 @@ def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], No
 def _step(
     model: nn.Module, task: Task, plan: Plan, data: Prepared, classes: int
 ) -> Callable[[], None]:
-    return stepper(model, task, plan, _pixels(data, 128), torch.arange(128) % classes)
+    labels = torch.arange(128) * classes // 128  # the first k of the classes have their share
+    return stepper(model, task, plan, _pixels(data, 128), labels)
 
 
 def _class_masks(raw: Row, layout: Layout, cell: Cell, data: Prepared) -> Row:
@@ -198,7 +199,7 @@ def _training_peak(raw: Row, cell: Cell, data: Prepared) -> float:
 
 
 def _like_in_use(model: nn.Module) -> nn.Module:
-    return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().to(memory_format=torch.channels_last)
 
 
 def _pixels(data: Prepared, batch: int) -> Tensor:

@@ -22,9 +22,8 @@ from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty, 
 from nemo.training.cut_pass import CutPass
 
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
-# A network has begun to learn once its task loss is this share of a guess's lower, but at most this
-# share of a guess's among ten classes: with 200 classes, a fifth of the loss would be 22 times the
-# accuracy of a guess.
+# A network has begun to learn once its task loss is lower than that of a guess by this share of it,
+# or of ten classes' guess where there are more: a fifth less among 200 classes takes long.
 LEFT_CHANCE = 0.2
 
 
