@@ -13,7 +13,7 @@ from nemo.forms import percent
 from nemo.metrics import METRICS
 from nemo.report.published import PUBLISHED
 from nemo.report.rows import MODULE
-from nemo.report.style import INK, Picture, figure, legend, tones
+from nemo.report.style import INK, Picture, figure, legend, marks, tones
 from nemo.report.table import Table
 from nemo.report.words import short
 
@@ -54,7 +54,8 @@ def _dots(
     `height` in all and of a row. `zero` marks it, and what is published of a column."""
     columns = [column for column in columns if column in frame]
     tall = height[0] + height[1] * frame[row].nunique()
-    with figure(path, 1, len(columns), (width, tall)) as axes:
+    named = [] if kind == "model" else tones(frame[kind])
+    with figure(path, 1, len(columns), (width, tall), named) as axes:
         for axis, column in zip(axes.flat, columns, strict=True):
             _rows(axis, frame.dropna(subset=[column]), row, kind, column)
             if zero:
@@ -67,7 +68,9 @@ def _dots(
 
 
 def _models(frame: Frame, path: Path) -> str:
-    _dots(frame, path, ("accuracy", "nrr", "coupling"))
+    one = frame["model"].nunique() == 1  # its methods, one below the other
+    row, kind = ("method", "model") if one else ("model", "method")
+    _dots(frame, path, ("accuracy", "nrr", "coupling"), row=row, kind=kind)
     return "Accuracy, the share of neurons that a class keeps, and the likeness of class masks."
 
 
@@ -76,14 +79,15 @@ def _modules(frame: Frame, path: Path) -> str:
         kind=frame["alternative"].where(frame["alternative"] != "", frame["method"])
     )
     models, subsets = (list(dict.fromkeys(frame[key])) for key in ("model", "subset"))
-    colours = tones(frame["kind"])
-    with figure(path, len(models), len(subsets), (2.1 * len(subsets), 1.9 * len(models))) as axes:
+    colours, size = tones(frame["kind"]), (2.1 * len(subsets), 1.9 * len(models))
+    forms = marks(colours)
+    with figure(path, len(models), len(subsets), size, colours) as axes:
         for row, model in zip(axes, models, strict=True):
             for axis, subset in zip(row, subsets, strict=True):
                 mine = frame[(frame["model"] == model) & (frame["subset"] == subset)]
                 means = mine.groupby("kind", sort=False)[["parameters_ratio", "accuracy"]].mean()
                 for kind, point in means.iterrows():
-                    axis.plot(*point, "o", ms=5, color=colours[str(kind)])
+                    axis.plot(*point, forms[str(kind)], ms=5, color=colours[str(kind)])
                 front = _front(means)
                 axis.step(front.iloc[:, 0], front.iloc[:, 1], where="post", color="#BBBBBB", lw=1)
                 axis.set_xscale("log")
@@ -271,10 +275,11 @@ DRAW: dict[str, Callable[[Frame, Path], str]] = {
 def _rows(axis: Any, frame: Frame, row: str, kind: str, column: str) -> None:
     """A line per `row`, a point per `kind` in it."""
     names, colours = list(dict.fromkeys(frame[row])), tones(frame[kind])
+    forms = marks(colours)
     spread = frame.groupby([row, kind], sort=False)[column].agg(["mean", "std"])
     for name, of, mean, std in spread.reset_index().itertuples(index=False):
         height = len(names) - names.index(name)
-        axis.plot(mean, height, "o", ms=6, color=colours[of])
+        axis.plot(mean, height, forms[of], ms=6, color=colours[of])
         if std == std:  # more than one seed
             axis.plot([mean - std, mean + std], [height, height], color=colours[of], lw=1.2)
     axis.set_yticks(range(len(names), 0, -1), names)

@@ -13,6 +13,9 @@ from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, figure, legend, t
 from nemo.report.words import label as method_label
 from nemo.results import CellResult
 
+WIDEST = 5  # maps of coupling side by side
+TALLEST = 60.0  # inches of all maps of kept neurons together
+
 
 def draw_maps(results: Results, out: Path) -> list[Picture]:
     """Draw them into `out`, data set by data set, of the methods that params list."""
@@ -36,8 +39,8 @@ def _names(results: Results, dataset: str) -> list[str]:
 def _history(results: Results, dataset: str, out: Path) -> Picture:
     models = results.models(dataset)
     name = f"history-{dataset}.png"
-    with figure(out / name, len(models), 2, (8.6, 0.6 + 2.4 * len(models))) as axes:
-        colours = tones(cell.cell.method for cell in results.of(dataset))
+    colours = tones(cell.cell.method for cell in results.of(dataset))
+    with figure(out / name, len(models), 2, (8.6, 0.6 + 2.4 * len(models)), colours) as axes:
         for row, model in zip(axes, models, strict=True):
             cells = results.of(dataset, model)
             _lines(row[0], cells, colours, "val_accuracy", 100)
@@ -77,25 +80,28 @@ def _panels(
     size: tuple[float, float],
     draw: Callable[[Any, CellResult], Any],
     label: str,
-    across: bool,
+    across: int = 1,
 ) -> None:
-    """One heat map per method on one shared scale from 0 to 1."""
-    shape = (1, len(cells)) if across else (len(cells), 1)
-    with figure(path, *shape, size) as axes:
-        for axis, cell in zip(axes.flat, cells, strict=True):
+    """One heat map per method on one shared scale from 0 to 1, `across` of them side by side."""
+    down = -(-len(cells) // across)
+    with figure(path, down, across, size) as axes:
+        for axis in axes.flat[len(cells) :]:
+            axis.set_visible(False)
+        for axis, cell in zip(axes.flat, cells, strict=False):
             image = draw(axis, cell)
             axis.grid(visible=False)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
             axis.set_title(f"{cell.cell.model}, {method_label(cell.cell.method)}")
-        bar = axes.flat[0].figure.colorbar(image, ax=list(axes.flat), fraction=0.05, aspect=25)
+        shown = {"fraction": 0.05, "aspect": 25, "shrink": 1 / down if across > 1 else 1}
+        bar = axes.flat[0].figure.colorbar(image, ax=list(axes.flat), **shown)
         bar.set_label(label)
         bar.outline.set_visible(False)
 
 
 def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
     layers = cells[0].masks["layers"] if cells[0].masks else []
-    height = max(1.3, 0.17 * min(len(classes), 40)) + 0.25
+    height = min(max(1.3, 0.17 * min(len(classes), 40)), TALLEST / len(cells)) + 0.25
 
     def draw(axis: Any, cell: CellResult) -> Any:
         assert cell.masks is not None
@@ -105,7 +111,7 @@ def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> 
         dead = [(x, y) for x, row in enumerate(cell.masks["layers"]) for y in row["dead"]]
         if dead:
             axis.plot(*zip(*dead, strict=True), "x", color=CROSS, markersize=5)
-        _ticks(axis.yaxis, classes)
+        _ticks(axis.yaxis, classes, limit=max(8, int(height / 0.17)))
         _ticks(axis.xaxis, [row["layer"] for row in cell.masks["layers"]], limit=72)
         last = cell is cells[-1]
         axis.tick_params(axis="x", rotation=90, labelsize=7, labelbottom=last)
@@ -115,7 +121,7 @@ def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> 
     width = min(14, max(6.5, 2.2 + 0.17 * len(layers)))
     longest = max((len(row["layer"]) for row in layers), default=0)
     size = (width, height * len(cells) + 0.5 + 0.065 * longest)
-    _panels(cells, out / name, size, draw, "share of neurons kept", across=False)
+    _panels(cells, out / name, size, draw, "share of neurons kept")
     how = (
         "Rows are classes, columns the masked layers from input to output. The darker, the more of "
         "the layer's neurons the class keeps. A cross marks a layer that is dead for the class. "
@@ -147,8 +153,9 @@ def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str])
                     axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=shade)
         return image
 
-    size = (side * len(cells) + 1.4, side + 0.7)
-    _panels(cells, out / name, size, draw, "Jaccard similarity", across=True)
+    across = min(len(cells), WIDEST)
+    size = (side * across + 1.4, (side + 0.7) * -(-len(cells) // across))
+    _panels(cells, out / name, size, draw, "Jaccard similarity", across)
     how = (
         "How much of their neurons two classes share: Jaccard similarity of their class masks. The "
         "paler, the better separated. The mean over pairs, under each panel, is the coupling of "

@@ -18,6 +18,8 @@ PALETTE = (
     "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442", "#000000", "#882255",
     "#8C6D31",
 )  # fmt: skip
+MARKERS = "os^D"
+LEGEND_LINE = 0.2  # inches
 INK = "#222222"
 MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
 SETTINGS: dict[str, Any] = {
@@ -66,16 +68,29 @@ def tones(names: Iterable[str]) -> dict[str, str]:
     return {name: found[name] if name in found else next(free) for name in names}
 
 
+def marks(colours: dict[str, str]) -> dict[str, str]:
+    """A marker for each name: where there are more names than colours, another one tells apart
+    those of the same colour."""
+    tones = list(colours.values())
+    return {name: MARKERS[tones[:i].count(tones[i]) % 4] for i, name in enumerate(colours)}
+
+
 @contextmanager
-def figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[Any]:
-    """A grid of axes (always two-dimensional) that is saved to `path` as PNG."""
+def figure(
+    path: Path, rows: int, columns: int, size: tuple[float, float], named: Iterable[str] = ()
+) -> Iterator[Any]:
+    """A grid of axes (always two-dimensional) that is saved to `path` as PNG. It grows by what the
+    legend of `named` needs beyond two lines."""
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change the bytes
         mpl.rcParams.update(SETTINGS)
-        drawing = Figure(figsize=size, layout="constrained")
+        names, (width, height) = list(named), size
+        lines = -(-len(names) // _across(names, width)) if names else 0
+        tall = height + LEGEND_LINE * max(0, lines - 2)
+        drawing = Figure(figsize=(width, tall), layout="constrained")
         yield drawing.subplots(rows, columns, squeeze=False)
         with writing(path):
             drawing.savefig(path, format="png", metadata={"Software": None})
@@ -85,11 +100,17 @@ def legend(axes: Any, colours: dict[str, str]) -> None:
     """Above all axes, what the colours stand for, in as many columns as there is room for."""
     from matplotlib.lines import Line2D
 
-    marks = [
-        Line2D([], [], ls="", marker="o", color=tone, label=label(name))
+    forms = marks(colours)
+    handles = [
+        Line2D([], [], ls="", marker=forms[name], color=tone, label=label(name))
         for name, tone in colours.items()
     ]
     drawing = axes.flat[0].figure
-    longest = max(len(label(name)) for name in colours)
-    columns = max(2, int(drawing.get_figwidth() / max(1.1, 0.5 + 0.085 * longest)))
-    drawing.legend(handles=marks, loc="outside upper center", ncols=min(columns, len(marks)))
+    columns = min(_across(colours, drawing.get_figwidth()), len(handles))
+    drawing.legend(handles=handles, loc="outside upper center", ncols=columns)
+
+
+def _across(names: Iterable[str], width: float) -> int:
+    """How many entries of a legend stand beside each other, in `width` inches."""
+    longest = max(len(label(name)) for name in names)
+    return max(2, int(width / max(1.1, 0.5 + 0.085 * longest)))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from nemo.cells import Cell
 from nemo.config import Params
@@ -19,6 +20,7 @@ from nemo.forms import count, points
 from nemo.report.build import render_tables, write_report
 from nemo.report.collect import Results, collect
 from nemo.report.diagnosis import diagnose
+from nemo.report.style import marks, tones
 from nemo.report.tables import frames
 from nemo.report.words import headlines
 from nemo.results import MissingResultError, result_file
@@ -152,6 +154,20 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_figures_hold_forty_methods(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    variants = {f"nemo-{n}": {"method": "nemo", "loss.alpha": n} for n in range(1, 41)}
+    one: dict[str, Any] = {"models": ["resnet18"], "seeds": [0], "variants": variants}
+    params = make_params(**one, methods=["standard", *variants])
+    make_results(tmp_path, params)
+    write_report(params, tmp_path, tmp_path / "out")
+    for picture in (tmp_path / "out/figures").glob("*.png"):
+        with Image.open(picture) as image:
+            assert max(image.size) < 11_000, picture.name  # WebP ends at 16,383
+    assert not [str(w.message) for w in recwarn if "layout" in str(w.message)]
+    colours = tones(variants)
+    assert len(set(zip(colours.values(), marks(colours).values(), strict=True))) > 30
 
 
 def test_the_same_results_give_the_same_bytes(root: Path, out: Path, tmp_path: Path) -> None:
