@@ -117,14 +117,11 @@ class Grid:
 class Part:
     """What a table shows of one data set: its rows, and its figure."""
 
+    title: str
     results: Results
     dataset: str
     grid: Grid
     picture: Picture
-
-    @property
-    def title(self) -> str:
-        return str(self.results.datasets[self.dataset]["title"])
 
 
 def csv_text(frame: pd.DataFrame) -> str:
