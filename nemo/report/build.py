@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +12,7 @@ import pandas as pd
 from nemo.config import Params
 from nemo.files import new_folder, write_json, writing
 from nemo.report import words
-from nemo.report.collect import Results, collect, others_of
+from nemo.report.collect import Results, collect, others_of, titles
 from nemo.report.published import NOTHING, beside
 from nemo.report.table import Part, Table, csv_text, grid
 from nemo.report.tables import T1, T2, TABLES, frames, history_frame, summary
@@ -58,7 +56,7 @@ def _write_all(results: Results, others: list[Results], folder: Path) -> None:
     made, figures = [(each, frames(each)) for each in (results, *others)], folder / "figures"
     figures.mkdir()
     sections, own = [], made[0][1]
-    titles = _titles((results, *others))
+    named = titles((results, *others))
     for table in TABLES:
         parts, rows = [], []
         for each, tables in made if table.beside else made[:1]:
@@ -71,7 +69,7 @@ def _write_all(results: Results, others: list[Results], folder: Path) -> None:
                 if len(part):
                     part = table.shown(part)
                     picture = draw(table, part, figures, name)
-                    parts.append(Part(titles[name], each, name, grid(table, part), picture))
+                    parts.append(Part(named[name], each, name, grid(table, part), picture))
         if rows:
             _write(folder / f"{table.name}.csv", csv_text(_joined(table, rows)))
             _write(folder / f"{table.name}.md", _markdown(table, parts, results))
@@ -80,17 +78,6 @@ def _write_all(results: Results, others: list[Results], folder: Path) -> None:
     write_json(folder / "metrics.json", summary(own))
     maps = draw_maps(results, figures)
     _write(folder / "index.html", page(results, others, own, sections, maps, figures))
-
-
-def _titles(every: Sequence[Results]) -> dict[str, str]:
-    """Of each data set; parts of one data set have its title, and say how many classes."""
-    about = {name: each.datasets[name] for each in every for name in each.datasets}
-    often = Counter(data["title"] for data in about.values())
-    found = {}
-    for name, data in about.items():
-        more = f", {len(data['classes'])} classes" if often[data["title"]] > 1 else ""
-        found[name] = data["title"] + more
-    return found
 
 
 def _joined(table: Table, rows: list[pd.DataFrame]) -> pd.DataFrame:

@@ -6,7 +6,8 @@ refused. Other seeds and the variants that params define are shown too, where th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def collect(params: Params, root: Path) -> Results:
             left_out.append(f"{shown}: {why}")
         else:
             found[cell] = _of_subsets(result, params, shown)
-    if not found:
+    if not any(cell.method in params.methods for cell in found):
         raise MissingResultError(
             f"results/{params.profile}: none of the cells of params has results; "
             "`dvc repro` makes them"
@@ -223,3 +224,10 @@ def _times(results: list[CellResult], root: Path) -> dict[tuple[str, str, int], 
     cells = {(r.cell.dataset, r.cell.model, r.cell.seed): r for r in results}
     files = {key: times_file(root, r.profile, r.cell) for key, r in cells.items()}
     return {key: read_times(file) for key, file in files.items() if file.is_file()}
+
+
+def titles(every: Sequence[Results]) -> dict[str, str]:
+    """{data set: its title}, with its name where several have the same title."""
+    found = {name: each.datasets[name]["title"] for each in every for name in each.datasets}
+    often = Counter(found.values())
+    return {name: f"{t} ({name})" if often[t] > 1 else t for name, t in found.items()}

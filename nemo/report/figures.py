@@ -54,22 +54,23 @@ def _dots(
     `height` in all and of a row. `zero` marks it, and what is published of a column."""
     columns = [column for column in columns if column in frame]
     tall = height[0] + height[1] * frame[row].nunique()
-    named = [] if kind == "model" else tones(frame[kind])
+    colours = tones(frame[kind])
+    named = {} if kind == "model" else colours  # rows name the model
     with figure(path, 1, len(columns), (width, tall), named) as axes:
         for axis, column in zip(axes.flat, columns, strict=True):
-            _rows(axis, frame.dropna(subset=[column]), row, kind, column)
+            _rows(axis, frame, row, kind, column, colours)
             if zero:
                 axis.axvline(0, color=INK, lw=0.8)
             if zero and column in PUBLISHED:
                 by = 1 if column.endswith("_points") else 100
                 axis.axvline(by * PUBLISHED[column], color="#D55E00", lw=1, ls="--")
-        if kind != "model":  # rows name it
-            legend(axes, tones(frame[kind]))
+        if named:
+            legend(axes, named)
 
 
 def _models(frame: Frame, path: Path) -> str:
-    one = frame["model"].nunique() == 1  # its methods, one below the other
-    row, kind = ("method", "model") if one else ("model", "method")
+    one = frame["model"].nunique() == 1  # a line for each of its methods
+    row, kind = ("row", "model") if one else ("model", "method")
     _dots(frame, path, ("accuracy", "nrr", "coupling"), row=row, kind=kind)
     return "Accuracy, the share of neurons that a class keeps, and the likeness of class masks."
 
@@ -272,12 +273,13 @@ DRAW: dict[str, Callable[[Frame, Path], str]] = {
 }
 
 
-def _rows(axis: Any, frame: Frame, row: str, kind: str, column: str) -> None:
+def _rows(
+    axis: Any, frame: Frame, row: str, kind: str, column: str, colours: dict[str, str]
+) -> None:
     """A line per `row`, a point per `kind` in it."""
-    names, colours = list(dict.fromkeys(frame[row])), tones(frame[kind])
-    forms = marks(colours)
-    spread = frame.groupby([row, kind], sort=False)[column].agg(["mean", "std"])
-    for name, of, mean, std in spread.reset_index().itertuples(index=False):
+    names, forms = list(dict.fromkeys(frame[row])), marks(colours)
+    spread = frame.dropna(subset=[column]).groupby([row, kind], sort=False)[column]
+    for name, of, mean, std in spread.agg(["mean", "std"]).reset_index().itertuples(index=False):
         height = len(names) - names.index(name)
         axis.plot(mean, height, forms[of], ms=6, color=colours[of])
         if std == std:  # more than one seed

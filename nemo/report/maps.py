@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from nemo.report.collect import Results
-from nemo.report.style import CROSS, EMPTY, INK, MAP, Picture, figure, legend, tones
+from nemo.report.collect import Results, titles
+from nemo.report.style import CROSS, EMPTY, INK, MAP, MARKERS, Picture, figure, legend, marks, tones
 from nemo.report.words import label as method_label
 from nemo.results import CellResult
 
-WIDEST = 5  # maps of coupling side by side
-TALLEST = 60.0  # inches of all maps of kept neurons together
+ACROSS = 5  # maps of coupling side by side
+TALLEST = 60.0  # inches of all maps in a figure, without what is between those of kept neurons
 
 
 def draw_maps(results: Results, out: Path) -> list[Picture]:
     """Draw them into `out`, data set by data set, of the methods that params list."""
     pictures = []
     for dataset in results.datasets:
-        pictures.append(_history(results, dataset, out))
+        if results.of(dataset):
+            pictures.append(_history(results, dataset, out))
         for model in results.models(dataset):
             cells = [c for c in results.of(dataset, model) if c.modular]
             first = [c for c in cells if c.cell.seed == min(c.cell.seed for c in cells)]
@@ -56,7 +57,7 @@ def _history(results: Results, dataset: str, out: Path) -> Picture:
         "on, a per-batch statistic that shows when modularizing sets in; it is not the NRR of "
         "the tables. One thin line per seed."
     )
-    title = f"Training history, {results.datasets[dataset]['title']}"
+    title = f"Training history, {titles([results])[dataset]}"
     return Picture(name, title, how)
 
 
@@ -65,10 +66,13 @@ def _lines(
 ) -> None:
     """A line per cell that has the column, `by` times its values."""
     settled: list[float] = []
+    forms = marks(colours)
     for cell in cells:
         rows = [(row["epoch"], by * row[column]) for row in cell.history if column in row]
         if rows:
-            axis.plot(*zip(*rows, strict=True), color=colours[cell.cell.method], linewidth=1.4)
+            method = cell.cell.method
+            style = {"marker": forms[method]} if forms[method] != MARKERS[0] else {}
+            axis.plot(*zip(*rows, strict=True), color=colours[method], lw=1.4, ms=4, **style)
             settled += [value for _, value in rows[len(rows) // 8 :]]
     if by == 100 and settled:  # the steep first epochs would flatten what matters
         axis.set_ylim(min(settled) - 2, min(101, max(settled) + 2))
@@ -80,10 +84,10 @@ def _panels(
     size: tuple[float, float],
     draw: Callable[[Any, CellResult], Any],
     label: str,
+    down: int,
     across: int = 1,
 ) -> None:
-    """One heat map per method on one shared scale from 0 to 1, `across` of them side by side."""
-    down = -(-len(cells) // across)
+    """One heat map per method on one shared scale from 0 to 1."""
     with figure(path, down, across, size) as axes:
         for axis in axes.flat[len(cells) :]:
             axis.set_visible(False)
@@ -111,7 +115,7 @@ def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> 
         dead = [(x, y) for x, row in enumerate(cell.masks["layers"]) for y in row["dead"]]
         if dead:
             axis.plot(*zip(*dead, strict=True), "x", color=CROSS, markersize=5)
-        _ticks(axis.yaxis, classes, limit=max(8, int(height / 0.17)))
+        _ticks(axis.yaxis, classes, limit=max(1, int(height / 0.17)))
         _ticks(axis.xaxis, [row["layer"] for row in cell.masks["layers"]], limit=72)
         last = cell is cells[-1]
         axis.tick_params(axis="x", rotation=90, labelsize=7, labelbottom=last)
@@ -121,7 +125,7 @@ def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> 
     width = min(14, max(6.5, 2.2 + 0.17 * len(layers)))
     longest = max((len(row["layer"]) for row in layers), default=0)
     size = (width, height * len(cells) + 0.5 + 0.065 * longest)
-    _panels(cells, out / name, size, draw, "share of neurons kept")
+    _panels(cells, out / name, size, draw, "share of neurons kept", len(cells))
     how = (
         "Rows are classes, columns the masked layers from input to output. The darker, the more of "
         "the layer's neurons the class keeps. A cross marks a layer that is dead for the class. "
@@ -131,7 +135,9 @@ def _kept(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> 
 
 
 def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str]) -> Picture:
-    side = min(5.0, max(2.6, 0.36 * len(classes)))
+    across = min(len(cells), ACROSS)
+    down = -(-len(cells) // across)
+    side = min(5.0, max(2.6, 0.36 * len(classes)), TALLEST / down - 0.7)
 
     def draw(axis: Any, cell: CellResult) -> Any:
         assert cell.masks is not None
@@ -153,9 +159,8 @@ def _coupling(cells: list[CellResult], out: Path, name: str, classes: list[str])
                     axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=shade)
         return image
 
-    across = min(len(cells), WIDEST)
-    size = (side * across + 1.4, (side + 0.7) * -(-len(cells) // across))
-    _panels(cells, out / name, size, draw, "Jaccard similarity", across)
+    size = (side * across + 1.4, (side + 0.7) * down)
+    _panels(cells, out / name, size, draw, "Jaccard similarity", down, across)
     how = (
         "How much of their neurons two classes share: Jaccard similarity of their class masks. The "
         "paler, the better separated. The mean over pairs, under each panel, is the coupling of "

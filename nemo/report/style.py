@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ PALETTE = (
     "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#999999", "#F0E442", "#000000", "#882255",
     "#8C6D31",
 )  # fmt: skip
-MARKERS = "os^D"
+MARKERS = "os^Dv<>p"
 LEGEND_LINE = 0.2  # inches
 INK = "#222222"
 MAP, EMPTY, CROSS = "Blues", "#F1F1F1", "#D55E00"  # one ramp of lightness, readable in grey
@@ -69,10 +70,13 @@ def tones(names: Iterable[str]) -> dict[str, str]:
 
 
 def marks(colours: dict[str, str]) -> dict[str, str]:
-    """A marker for each name: where there are more names than colours, another one tells apart
-    those of the same colour."""
-    tones = list(colours.values())
-    return {name: MARKERS[tones[:i].count(tones[i]) % 4] for i, name in enumerate(colours)}
+    """A marker for each name, so that names of one colour differ, too."""
+    found: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    for name, tone in colours.items():
+        found[name] = MARKERS[used[tone] % len(MARKERS)]
+        used[tone] += 1
+    return found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from nemo.data.subsets import parse_subset
 from nemo.forms import count
 from nemo.masking.objectives import OBJECTIVES
 from nemo.metrics import measured
-from nemo.report.collect import Results
+from nemo.report.collect import Results, titles
 from nemo.results import CellResult
 
 LOSS_LIMIT = 3.0  # points of accuracy: the paper's own sign that alpha is too high
@@ -93,7 +93,7 @@ def headlines(results: Results, tables: Frames) -> list[str]:
     lines = [line for dataset in results.datasets for line in _accuracy(results, dataset)]
     for dataset in results.datasets:
         own = {name: frame[frame["dataset"] == dataset] for name, frame in tables.items()}
-        title = results.datasets[dataset]["title"]
+        title = titles([results])[dataset]
         if "T7-headline" in own and len(own["T7-headline"]):
             lines += _claims(own["T7-headline"], own["T2-modules"], title)
         if "alternatives" in own and len(own["alternatives"]):
@@ -122,7 +122,7 @@ def _accuracy(results: Results, dataset: str) -> list[str]:
                 if worst > LOSS_LIMIT
                 else f"no model loses more than {worst:.1f} points of accuracy"
             )
-            title = results.datasets[dataset]["title"]
+            title = titles([results])[dataset]
             first = f"{title}, standard → {label(method)}: {'; '.join(parts)} per class; {verdict}."
             lines.append(f"{first} {_modules(results, cells)}".strip())
     return lines

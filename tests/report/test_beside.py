@@ -10,8 +10,8 @@ import yaml
 
 from nemo.fields import ParamsError
 from nemo.recipe import plan
-from nemo.report.build import _titles, write_report
-from nemo.report.collect import collect
+from nemo.report.build import write_report
+from nemo.report.collect import collect, titles
 from tests.report.fake import SETTINGS, edit, make_params, make_results
 
 OTHER = {
@@ -75,8 +75,8 @@ def test_the_report_runs_again_when_the_other_results_change(
     assert decides(make_params()) == alone
 
 
-def test_parts_of_one_data_set_say_how_many_classes(root: Path) -> None:
+def test_data_sets_of_one_title_are_named(root: Path) -> None:
     make_results(root, make_params(**OTHER), title="Tiny & real")
     own, other = (collect(params, root) for params in (make_params(), make_params(**OTHER)))
-    assert _titles([own]) == {"tiny": "Tiny & real"}
-    assert _titles([own, other]) == dict.fromkeys(("tiny", "tiles"), "Tiny & real, 4 classes")
+    assert titles([own]) == {"tiny": "Tiny & real"}
+    assert titles([own, other]) == {"tiny": "Tiny & real (tiny)", "tiles": "Tiny & real (tiles)"}

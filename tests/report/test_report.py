@@ -17,6 +17,7 @@ from PIL import Image
 from nemo.cells import Cell
 from nemo.config import Params
 from nemo.forms import count, points
+from nemo.report import maps
 from nemo.report.build import render_tables, write_report
 from nemo.report.collect import Results, collect
 from nemo.report.diagnosis import diagnose
@@ -156,18 +157,50 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_figures_hold_forty_methods(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_figures_hold_forty_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     variants = {f"nemo-{n}": {"method": "nemo", "loss.alpha": n} for n in range(1, 41)}
     one: dict[str, Any] = {"models": ["resnet18"], "seeds": [0], "variants": variants}
     params = make_params(**one, methods=["standard", *variants])
     make_results(tmp_path, params)
+    monkeypatch.setattr(maps, "TALLEST", 24.0)
     write_report(params, tmp_path, tmp_path / "out")
+    sizes = {}
     for picture in (tmp_path / "out/figures").glob("*.png"):
         with Image.open(picture) as image:
-            assert max(image.size) < 11_000, picture.name  # WebP ends at 16,383
+            sizes[picture.name] = [side / 150 for side in image.size]  # inches
+    assert max(sizes["coupling-tiny-resnet18.png"]) < 24.1
+    assert max(sizes["kept-tiny-resnet18.png"]) < 24 + 40 * 0.25 + 3
+    assert sizes["T1-models-tiny.png"][1] > 41 * 0.3  # a line for each method
+    assert max(max(size) for size in sizes.values()) < 16_383 / 150  # where WebP ends
     assert not [str(w.message) for w in recwarn if "layout" in str(w.message)]
-    colours = tones(variants)
-    assert len(set(zip(colours.values(), marks(colours).values(), strict=True))) > 30
+
+
+def test_methods_of_one_colour_have_different_markers() -> None:
+    colours = tones(f"variant-{n}" for n in range(40))
+    forms = marks(colours)
+    assert len({(colours[name], forms[name]) for name in colours}) == 40
+
+
+def test_a_data_set_with_unlisted_variants_alone(tmp_path: Path) -> None:
+    images = {"source": "digits", "size": 16}
+    one: dict[str, Any] = {"models": ["resnet18"], "seeds": [0], "datasets": ["tiny", "tiles"]}
+    one["data"] = {"tiny": images, "tiles": images}
+    one["variants"] = {"strong": {"method": "nemo", "loss.alpha": 9.0}}
+    make_results(tmp_path, make_params(**one, methods=["standard", "strong"]))
+    standard = [
+        result_file(tmp_path, "fake", Cell(name, "resnet18", "standard", 0))
+        for name in ("tiny", "tiles")
+    ]
+    standard[1].unlink()
+    params = make_params(**one, methods=["standard", "nemo"])
+    write_report(params, tmp_path, tmp_path / "out")
+    assert set(pd.read_csv(tmp_path / "out" / "T1-models.csv")["dataset"]) == {"tiny"}
+    standard[0].unlink()
+    with pytest.raises(MissingResultError, match="none of the cells of params has results"):
+        write_report(params, tmp_path, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_same_results_give_the_same_bytes(root: Path, out: Path, tmp_path: Path) -> None:
