@@ -196,6 +196,7 @@ class MaskParams(Strict):
     """Which selector makes the class masks; the other keys are the selector's own."""
 
     selector: str = "frequency"
+    batch_norm: Switch = None  # its statistics for all cuts, which then need no image
 
 
 def mask_params(selector: str) -> type[MaskParams]:

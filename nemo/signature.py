@@ -145,6 +145,15 @@ def moved(batch: Any, to: Any) -> Any:
     return batch.to(to if batch.is_floating_point() or not isinstance(to, Tensor) else to.device)
 
 
+def rows(batch: Any, chosen: Tensor) -> Any:
+    """The samples of a batch that are chosen, bool (B,)."""
+    if isinstance(batch, Mapping):
+        return {name: tensor[chosen] for name, tensor in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(tensor[chosen] for tensor in batch)
+    return batch[chosen]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode; afterwards each module is as it was, also a frozen one in a training model."""

@@ -630,6 +630,11 @@ ROWS = {
         "masks.safetensors: damaged",
         cut(f"{RUN}/masks/masks.safetensors"),
     ),
+    "statistics for cuts that are damaged": Row(
+        f"decompose {CELL} --subset all",
+        "batch_norm.safetensors: damaged; run `nemo masks` again",
+        write(f"{RUN}/masks/batch_norm.safetensors", b"{"),
+    ),
     "module of other weights": Row(
         f"evaluate {CELL}",
         "a module of other weights; run `nemo decompose` again",

@@ -1,12 +1,15 @@
+from collections import OrderedDict
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from nemo.calibration import recalibrate_bn, training_batches
+import nemo
+from nemo.calibration import batch_norms, recalibrate_bn, recalibrate_bn_for_cuts, training_batches
 from nemo.config import load_params
 from nemo.data import Batches, load, prepare
 from nemo.data.prepared import Split
+from nemo.masking.class_masks import ClassMasks
 from tests.training.test_fit import STATISTICS, model, split
 
 
@@ -42,3 +45,86 @@ def test_a_last_batch_of_one_image_does_not_stop_recalibration():
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.BatchNorm1d(3))
     recalibrate_bn(network, Batches(split(5), *STATISTICS, 4))
     assert network[2].num_batches_tracked == 1
+
+
+def masked(classes=4):
+    """A modular network, of which the second convolution is masked, and masks of its classes."""
+    torch.manual_seed(0)
+    layers = {
+        "first": nn.Conv2d(3, 6, 3),
+        "a": nn.Conv2d(6, 6, 3), "an": nn.BatchNorm2d(6), "ar": nn.ReLU(),
+        "b": nn.Conv2d(6, 5, 3), "bn": nn.BatchNorm2d(5), "br": nn.ReLU(),
+        "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(5, classes),
+    }  # fmt: skip
+    modular = nemo.modularize(nn.Sequential(OrderedDict(layers)), example=torch.randn(2, 3, 8, 8))
+    bits = {layer: torch.rand(classes, count) > 0.7 for layer, count in modular.layers.items()}
+    for on in bits.values():
+        on[:, 0] = True
+    return modular, ClassMasks(bits, {})
+
+
+def pictures(batches=6, count=12, classes=4):
+    """Of each image, the first pixel says which class it is."""
+    torch.manual_seed(1)
+    labels = [torch.randperm(count) % classes for _ in range(batches)]
+    images = [torch.randn(count, 3, 8, 8) for _ in labels]
+    for image, label in zip(images, labels, strict=True):
+        image[:, 0, 0, 0] = label.float()
+    return list(zip(images, labels, strict=True))
+
+
+def test_statistics_for_cuts_are_those_of_random_classes_under_the_mask_of_these():
+    modular, masks = masked()
+    first, a, an, b = (modular.model.get_submodule(name) for name in ("first", "a", "an", "b"))
+    seen = []
+    watch = first.register_forward_hook(lambda _, args, y: seen.append(args[0].clone()))
+    recalibrate_bn_for_cuts(modular, masks, pictures(20), sizes=[2])
+    watch.remove()
+    drawn, means, variances = [], [], []
+    for images in seen:
+        classes = sorted(set(images[:, 0, 0, 0].int().tolist()))
+        drawn.append(tuple(classes))
+        features = a(first(images)).detach()
+        mean, var = features.mean((0, 2, 3)), features.var((0, 2, 3), correction=0)
+        features = (features - mean[:, None, None]) / (var[:, None, None] + an.eps).sqrt()
+        on = masks["a"][classes].any(0).float()
+        features = b((features * on[:, None, None]).relu()).detach()
+        means.append(features.mean((0, 2, 3)))
+        variances.append(features.var((0, 2, 3)))
+    norm = modular.model.get_submodule("bn")
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        norm.running_var, torch.stack(variances).mean(0), atol=1e-5, rtol=1e-4
+    )
+    assert drawn[0] == (0, 1, 2, 3), "the first batch is of all classes"
+    assert {len(classes) for classes in drawn} == {2, 4}
+    assert len(set(drawn)) > 4
+
+
+def test_statistics_for_cuts_follow_the_seed_and_change_nothing_else():
+    found = []
+    for seed in (0, 0, 1):
+        modular, masks = masked()
+        modular.train()
+        weights = {name: value.clone() for name, value in modular.named_parameters()}
+        recalibrate_bn_for_cuts(modular, masks, pictures(), seed=seed)
+        assert all(torch.equal(v, weights[n]) for n, v in modular.named_parameters())
+        assert all(module.training for module in modular.modules())
+        assert modular.model.get_submodule("bn").momentum == 0.1
+        found.append(batch_norms(modular.model)["bn.running_mean"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_batches_without_two_images_of_the_drawn_classes_are_skipped():
+    modular, masks = masked()
+    one_each = [(images[:4], torch.arange(4)) for images, _ in pictures(5)]
+    recalibrate_bn_for_cuts(modular, masks, [one_each[0], *((x[:1], y[:1]) for x, y in one_each)])
+    assert modular.model.get_submodule("bn").num_batches_tracked == 1
+
+
+def test_a_network_without_batchnorm_needs_no_image():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 5), nn.Linear(5, 2))
+    modular = nemo.modularize(network, example=torch.randn(2, 3, 2, 2))
+    masks = ClassMasks({layer: torch.ones(2, n).bool() for layer, n in modular.layers.items()}, {})
+    recalibrate_bn_for_cuts(modular, masks, iter(lambda: 1 / 0, None))

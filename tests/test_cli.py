@@ -188,6 +188,37 @@ def test_results_are_not_labelled_with_params_that_did_not_make_them(
     assert file.read_bytes() == before
 
 
+def test_a_cut_takes_the_statistics_that_stage_masks_has_for_all_cuts(
+    project, tmp_path, monkeypatch
+):
+    shutil.copytree(project, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    asked = {**TINY, "masks": {**TINY["masks"], "batch_norm": True}}
+    Path("params.yaml").write_text(yaml.safe_dump(asked))
+    cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
+    run = Path("runs/digits/resnet18/nemo-0")
+    before, bits = nemo.load(run / "modules/0+1"), (run / "masks/masks.safetensors").read_bytes()
+    assert not (run / "masks/batch_norm.safetensors").exists()
+    stale = CliRunner().invoke(cli, ["evaluate", *cell])
+    assert "made with masks.batch_norm None, and params have True" in stale.output
+    assert CliRunner().invoke(cli, ["masks", *cell]).exit_code == 0
+    assert (run / "masks/masks.safetensors").read_bytes() == bits
+    made = CliRunner().invoke(cli, ["decompose", *cell, "--subset", "0+1"])
+    assert made.exit_code == 0, made.output
+    module, kept = nemo.load(run / "modules/0+1"), load_file(run / "masks/batch_norm.safetensors")
+    trained = load_file(run / "train/weights.safetensors")
+    assert all(not torch.equal(value, trained[f"model.{name}"]) for name, value in kept.items())
+    changed = [
+        n for n, v in module.state_dict().items() if not torch.equal(v, before.state_dict()[n])
+    ]
+    assert changed
+    for name in changed:
+        kind = name.rpartition("running_")[2]
+        pool = torch.cat([v for n, v in kept.items() if n.endswith(f"running_{kind}")])
+        assert torch.isin(module.state_dict()[name], pool).all(), name
+    assert module.certificate["error"] < 1e-9
+
+
 def test_batch_norm_is_estimated_anew_by_the_cut_where_params_ask(project, tmp_path, monkeypatch):
     shutil.copytree(project, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")

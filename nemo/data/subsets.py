@@ -51,6 +51,13 @@ def parse_subset(text: str, classes: Sequence[str]) -> list[int]:
     return chosen
 
 
+def draw_subset(random: np.random.Generator, classes: int, sizes: Sequence[int]) -> list[int]:
+    """Positions in ascending order: as many as one of `sizes`, or all; each is as likely."""
+    sizes = [*(size for size in sizes if size < classes), classes]
+    size = sizes[random.integers(len(sizes))]
+    return np.sort(random.permutation(classes)[:size]).tolist()  # type: ignore[no-any-return]
+
+
 def names_in_file(text: str) -> list[str]:
     """The lines of the file that `file:PATH` names, empty ones left out; normalized as classes are.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
     from nemo.sections import MaskParams
 
 
+FOR_CUTS = "batch_norm.safetensors"  # beside class masks: BatchNorms' statistics for all cuts
+
+
 def measure_masks(
     modular: Modular,
     batches: Iterable[tuple[Tensor, Tensor]],
     params: MaskParams,
     out: Path,
     parent_sha256: str,
+    for_cuts: Callable[[ClassMasks], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Write the class masks of `modular` over `batches`, and their metrics, to the folder `out`.
+    """Write the class masks of `modular` over `batches`, and their metrics, to the folder `out`;
+    beside them what `for_cuts` gives, the BatchNorms' statistics for what is cut with these masks.
 
     `parent_sha256` is that of the weights, kept so that nothing else is cut with these masks. One
     pass over the images where the selector needs no more.
@@ -46,9 +51,12 @@ def measure_masks(
         file = folder / "masks.safetensors"
         with writing(file):
             save_file({layer: _packed(mask) for layer, mask in masks.items()}, file)
-        chosen = params.model_dump()
+        chosen = params.model_dump(exclude_none=True)
         metrics = {**_metrics(masks, observed), "masks": chosen, "parent_sha256": parent_sha256}
         write_json(folder / "metrics.json", metrics)
+        if statistics := for_cuts(masks) if for_cuts else {}:
+            with writing(folder / FOR_CUTS):
+                save_file(statistics, folder / FOR_CUTS)
 
 
 def _packed(mask: Tensor) -> Tensor:
@@ -80,6 +88,20 @@ def load_class_masks(folder: Path, layers: Mapping[str, int], parent_sha256: str
         return ClassMasks(masks, {})
     except (SafetensorError, KeyError):
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
+
+
+def ready_for_cuts(modular: Modular, folder: Path) -> None:
+    """Give `modular` the BatchNorms' statistics of a `measure_masks` folder, if that has some.
+
+    Raises:
+        ValueError: they are damaged, or of another network.
+    """
+    file = folder / FOR_CUTS
+    if file.exists():
+        try:
+            modular.model.load_state_dict(modular.model.state_dict() | load_file(file))
+        except (SafetensorError, RuntimeError):
+            raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
 def cohesion_of(masks: ClassMasks, observed: Observed) -> float:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nemo.data.batches import share
+from nemo.data.subsets import draw_subset
 from nemo.distributed import all_gather, rank_and_world_size
 from nemo.masking.generators import Masks, Modular
 from nemo.masking.hooks import acting
@@ -118,10 +119,7 @@ class CutPass:
         """The subset of this step, in ascending order."""
         mixed = np.random.SeedSequence([self.seed, self.epoch, self.step])
         random = np.random.default_rng(mixed)
-        classes = len(self.frequency)
-        sizes = [*(size for size in self.params.sizes if size < classes), classes]
-        size = sizes[random.integers(len(sizes))]
-        return torch.from_numpy(np.sort(random.permutation(classes)[:size]))
+        return torch.tensor(draw_subset(random, len(self.frequency), self.params.sizes))
 
     def union(self, subset: Tensor) -> Masks:
         """u_S as {layer: (N_l,)} of 0 and 1. As in a cut, a class keeps a neuron in each layer:
