@@ -32,16 +32,17 @@ T2 = Table(
     "T2. Modules, and what else has their size, per class subset",
     "Accuracy % on the test images of the subset's classes: of the standard model restricted to "
     "them, of the modular model with soft masks restricted to them, of the module as cut (step 0), "
-    "with its BatchNorms' statistics estimated anew, and as fine-tuned. In brackets: % of the "
-    "standard model for the same classes. NRR: the share of neurons that the module keeps. "
-    "Certificate: the largest float64 difference between the module as cut and the masked model it "
-    "was cut from, relative to the output's standard deviation. Alternatives get the fine-tuning "
-    "of the module beside them. random, pruned and dense have at most its parameters. random and "
-    "dense begin untrained: random has the module's architecture and the initial weights of "
-    "torch's layers, dense is a narrower model. pruned is the standard model cut by magnitude, at "
-    "one ratio for all layers. mean-masks is the module with mean masks in its weights. "
-    "standard-tuned is the whole standard model. CPU times are of "
-    "the first seed's modules.",
+    "with its BatchNorms' statistics estimated anew, and as fine-tuned. Step 0 needs no image: "
+    "BatchNorms have the statistics for all cuts where params ask for them (masks.batch_norm), "
+    "else those of the training. In brackets: % of the standard model for the same classes. NRR: "
+    "the share of neurons that the module keeps. Certificate: the largest float64 difference "
+    "between the module as cut and the masked model it was cut from, relative to the output's "
+    "standard deviation. Alternatives get the fine-tuning of the module beside them. random, "
+    "pruned and dense have at most its parameters. random and dense begin untrained: random has "
+    "the module's architecture and the initial weights of torch's layers, dense is a narrower "
+    "model. pruned is the standard model cut by magnitude, at one ratio for all layers. mean-masks "
+    "is the module with mean masks in its weights. standard-tuned is the whole standard model. CPU "
+    "times are of the first seed's modules.",
     ("model", "subset", "method", "alternative"),
     ("module",),
     rows.modules,
@@ -84,9 +85,10 @@ T6 = Table(
     "T6-costs",
     "T6. What it costs",
     "On a quiet machine's CPU, batch 128. Training steps: medians of steps that took turns; ratio: "
-    "over the standard one's. Other operations: one call in a process of its own, fine-tuning "
-    "steps the mean of 9. Peak: growth of the resident set, over two training steps with the "
-    "optimizer's state, or over the call; of fine-tuning, over its first step.",
+    "over the standard one's; of a method with a cut pass, a step that has it. Other operations: "
+    "one call in a process of its own, fine-tuning steps the mean of 9. Peak: growth of the "
+    "resident set, over two training steps with the optimizer's state, or over the call; of "
+    "fine-tuning, over its first step.",
     ("model", "what", "subset"),
     ("costs",),
     rows.costs,
