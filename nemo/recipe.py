@@ -99,6 +99,10 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
         return None
     elif stage == "masks":
         values = flat({"masks": own.masks}, family)
+        if own.masks.batch_norm:
+            cut = getattr(own.section(base.section), "cut", None)
+            values["train.batch_size"] = own.train.batch_size
+            values["sizes"] = cut.sizes if cut else None
     elif stage == "decompose":
         values = flat({"decompose": own.decompose}, family)
         if own.decompose.recalibrate_bn:

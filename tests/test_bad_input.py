@@ -27,6 +27,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nemo
@@ -132,6 +133,17 @@ def edit(name: str, **values: object) -> Spoil:
         (root / name).write_text(json.dumps({**content, **values}))
 
     return spoil
+
+
+def other_statistics(root: Path) -> None:
+    """Of BatchNorms, and a weight, which would be taken over without a word."""
+    edit(f"{RUN}/masks/metrics.json", masks={"batch_norm": True})(root)
+    weights = load_file(root / f"{RUN}/train/weights.safetensors")
+    of_model = {n.removeprefix("model."): v for n, v in weights.items() if n.startswith("model.")}
+    chosen = {
+        n: v for n, v in of_model.items() if "running" in n or "num_" in n or n == "fc.weight"
+    }
+    save_file(chosen, root / f"{RUN}/masks/batch_norm.safetensors")
 
 
 def images(name: str, counts: dict[str, int], size: tuple[int, int] = (16, 16)) -> Spoil:
@@ -630,10 +642,15 @@ ROWS = {
         "masks.safetensors: damaged",
         cut(f"{RUN}/masks/masks.safetensors"),
     ),
-    "statistics for cuts that are damaged": Row(
+    "statistics for cuts that are not there": Row(
         f"decompose {CELL} --subset all",
-        "batch_norm.safetensors: damaged; run `nemo masks` again",
-        write(f"{RUN}/masks/batch_norm.safetensors", b"{"),
+        "batch_norm.safetensors: missing or damaged; run `nemo masks` again",
+        edit(f"{RUN}/masks/metrics.json", masks={"batch_norm": True}),
+    ),
+    "statistics for cuts that are something else": Row(
+        f"decompose {CELL} --subset all",
+        "batch_norm.safetensors: missing or damaged; run `nemo masks` again",
+        other_statistics,
     ),
     "module of other weights": Row(
         f"evaluate {CELL}",

@@ -1,6 +1,7 @@
 from collections import OrderedDict
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
@@ -76,6 +77,7 @@ def pictures(batches=6, count=12, classes=4):
 def test_statistics_for_cuts_are_those_of_random_classes_under_the_mask_of_these():
     modular, masks = masked()
     first, a, an, b = (modular.model.get_submodule(name) for name in ("first", "a", "an", "b"))
+    modular.train()(pictures(1)[0][0])  # so that there are statistics, which must not count
     seen = []
     watch = first.register_forward_hook(lambda _, args, y: seen.append(args[0].clone()))
     recalibrate_bn_for_cuts(modular, masks, pictures(20), sizes=[2])
@@ -105,15 +107,88 @@ def test_statistics_for_cuts_follow_the_seed_and_change_nothing_else():
     found = []
     for seed in (0, 0, 1):
         modular, masks = masked()
-        modular.train()
+        modular.train().model.get_submodule("an").eval()
         weights = {name: value.clone() for name, value in modular.named_parameters()}
         recalibrate_bn_for_cuts(modular, masks, pictures(), seed=seed)
         assert all(torch.equal(v, weights[n]) for n, v in modular.named_parameters())
-        assert all(module.training for module in modular.modules())
+        assert [n for n, m in modular.named_modules() if not m.training] == ["model.an"]
         assert modular.model.get_submodule("bn").momentum == 0.1
         found.append(batch_norms(modular.model)["bn.running_mean"])
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_draw_is_of_all_classes(seed):
+    modular, masks = masked()
+    seen = []
+    modular.model.get_submodule("first").register_forward_hook(lambda _, x, y: seen.append(len(y)))
+    recalibrate_bn_for_cuts(modular, masks, pictures(1), sizes=[2, 3], seed=seed)
+    assert seen == [12]
+
+
+class Named(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, left, right):
+        return self.model(torch.cat([left, right], 3))
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple"])
+def test_statistics_for_cuts_are_the_same_whatever_the_batches_are(kind):
+    modular, masks = masked()
+    recalibrate_bn_for_cuts(modular, masks, pictures(8))
+    batches = [({"left": x[..., :4], "right": x[..., 4:]}, y) for x, y in pictures(8)]
+    if kind == "tuple":
+        batches = [(tuple(x.values()), y) for x, y in batches]
+    named = nemo.modularize(Named(masked()[0].model), example=batches[0][0])
+    of_named = ClassMasks({f"model.{layer}": on for layer, on in masks.items()}, {})
+    recalibrate_bn_for_cuts(named, of_named, batches)
+    expected = batch_norms(modular.model)
+    found = batch_norms(named.model.model)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def stops():
+    yield from pictures(2)
+    raise OSError("no more images")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batches", [stops, list, lambda: [(x[:1], y[:1]) for x, y in pictures(2)]])
+def test_after_an_error_a_model_is_what_it_was(batches, training):
+    modular, masks = masked()
+    modular.train()(pictures(1)[0][0])
+    modular.train(training).model.get_submodule("bn").eval()
+    before = [(m.training, getattr(m, "momentum", None)) for m in modular.modules()]
+    known = {name: value.clone() for name, value in modular.state_dict().items()}
+    for run in (
+        lambda: recalibrate_bn_for_cuts(modular, masks, batches()),
+        lambda: recalibrate_bn(modular.model, batches()),
+    ):
+        with pytest.raises((OSError, ValueError), match=r"no more images|no batch has two images"):
+            run()
+        assert before == [(m.training, getattr(m, "momentum", None)) for m in modular.modules()]
+        assert all(torch.equal(known[n], value) for n, value in modular.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0, 4] * 6)}, r"labels hold 4; accepted: 0\.\.3"),
+        ({"labels": torch.zeros(12, 4)}, "accepted: a tensor \\(B,\\) of integers"),
+        ({"sizes": [2, 0]}, r"sizes: \[2, 0\]; accepted: numbers of classes, from 1"),
+    ],
+)
+def test_what_has_no_statistics_for_cuts_is_refused(change, message):
+    modular, masks = masked()
+    batches = [(x, change.get("labels", y)) for x, y in pictures(2)]
+    with pytest.raises(ValueError, match=message):
+        recalibrate_bn_for_cuts(modular, masks, batches, sizes=change.get("sizes", [2]))
+    with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
+        recalibrate_bn_for_cuts(modular.model, masks, batches)
 
 
 def test_batches_without_two_images_of_the_drawn_classes_are_skipped():

@@ -14,16 +14,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
-from nemo.calibration import recalibrate_bn
+from nemo.calibration import recalibrate_bn, recalibrate_bn_for_cuts
 from nemo.cells import Layout
 from nemo.cli.main import cli
 from nemo.config import check_params
 from nemo.data import Augment, Batches, load
 from nemo.data.stored import StoredImages
+from nemo.evaluation.modular import load_class_masks
 from nemo.pipeline.inputs import images
 from nemo.predict import accuracy, predict
 from nemo.results import read_result
 from nemo.settings import fits
+from nemo.trained import load_cell, weights_sha256
 from tests.test_config import DEFAULT
 
 TINY = {
@@ -194,10 +196,11 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_all_cuts(
     shutil.copytree(project, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     asked = {**TINY, "masks": {**TINY["masks"], "batch_norm": True}}
+    asked["loss"] = {**TINY["loss"], "cut": {"sizes": [4]}}
     Path("params.yaml").write_text(yaml.safe_dump(asked))
     cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
-    run = Path("runs/digits/resnet18/nemo-0")
-    before, bits = nemo.load(run / "modules/0+1"), (run / "masks/masks.safetensors").read_bytes()
+    run, data = Path("runs/digits/resnet18/nemo-0"), load(Path("data/digits"))
+    bits = (run / "masks/masks.safetensors").read_bytes()
     assert not (run / "masks/batch_norm.safetensors").exists()
     stale = CliRunner().invoke(cli, ["evaluate", *cell])
     assert "made with masks.batch_norm None, and params have True" in stale.output
@@ -205,17 +208,20 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_all_cuts(
     assert (run / "masks/masks.safetensors").read_bytes() == bits
     made = CliRunner().invoke(cli, ["decompose", *cell, "--subset", "0+1"])
     assert made.exit_code == 0, made.output
-    module, kept = nemo.load(run / "modules/0+1"), load_file(run / "masks/batch_norm.safetensors")
-    trained = load_file(run / "train/weights.safetensors")
-    assert all(not torch.equal(value, trained[f"model.{name}"]) for name, value in kept.items())
-    changed = [
-        n for n, v in module.state_dict().items() if not torch.equal(v, before.state_dict()[n])
-    ]
-    assert changed
-    for name in changed:
-        kind = name.rpartition("running_")[2]
-        pool = torch.cat([v for n, v in kept.items() if n.endswith(f"running_{kind}")])
-        assert torch.isin(module.state_dict()[name], pool).all(), name
+    modular = load_cell(run / "train")
+    masks = load_class_masks(run / "masks", modular.layers, weights_sha256(run / "train"))
+    training = Batches(data.splits["train"], data.mean, data.std, TINY["train"]["batch_size"],
+                       shuffle=True, augment=Augment(crop=1))  # fmt: skip
+    recalibrate_bn_for_cuts(modular, masks, training, sizes=[4])
+    kept = load_file(run / "masks/batch_norm.safetensors")
+    expected = {
+        n: v for n, v in modular.model.state_dict().items() if "running" in n or "num_" in n
+    }
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+    module = nemo.load(run / "modules/0+1")
+    cut = nemo.decompose(modular, masks.select([0, 1])).state_dict()
+    assert all(torch.equal(value, cut[name]) for name, value in module.state_dict().items())
     assert module.certificate["error"] < 1e-9
 
 

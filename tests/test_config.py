@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # with the paper's methods alone
 DEFAULT = yaml.safe_load((ROOT / "params.yaml").read_text()) | {
     "methods": ["standard", "mwt", "nemo"], "variants": {}, "decompose": {},
+    "masks": {"threshold": 0.9},
 }  # fmt: skip
 REMOVE = object()
 

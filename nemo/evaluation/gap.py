@@ -4,7 +4,8 @@ The modular model multiplies neurons by soft masks of each sample; a module has 
 all. On validation images, with the logits restricted to the subset: `soft` is the modular model,
 `binary` the module as cut, `mean` has each kept neuron scaled by its mask's mean over the subset's
 training images instead of 1, `low threshold` keeps neurons that are on for half of a class's
-samples, and `+ bn` re-estimates BatchNorm on these images.
+samples, and `+ bn` re-estimates BatchNorm on these images. Statistics that stage masks has for all
+cuts are those of `binary`; `mean` is to be like soft masks, and has the trained ones.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
-from nemo.evaluation.modular import load_class_masks
+from nemo.evaluation.modular import load_class_masks, ready_for_cuts
 from nemo.masking.class_masks import mask_frequency, masks_from_frequency, sample_bits
 from nemo.masking.constant import mean_scales
 from nemo.masking.generators import Modular
@@ -45,6 +46,8 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         "": load_class_masks(layout.masks(cell), modular.layers, parent),
         ", low threshold": low,
     }
+    ready = copy.deepcopy(modular)
+    ready_for_cuts(ready, layout.masks(cell))
     rows = []
     for subset, text in params.subsets.items():
         classes = parse_subset(text, data.classes)
@@ -56,8 +59,8 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         for threshold, of_classes in masks.items():
             binary = {layer: mask.float() for layer, mask in of_classes.select(classes).items()}
             mean = {layer: mask * soft[layer].cpu() for layer, mask in binary.items()}
-            for name, scales in (("binary", binary), ("mean", mean)):
-                model = copy.deepcopy(modular).under(scales).eval()
+            for name, network, scales in (("binary", ready, binary), ("mean", modular, mean)):
+                model = copy.deepcopy(network).under(scales).eval()
                 row[f"{name}{threshold}"] = _accuracy(model, validation, classes)
                 recalibrate_bn(model, train)
                 row[f"{name} + bn{threshold}"] = _accuracy(model, validation, classes)

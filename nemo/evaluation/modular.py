@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nemo.calibration import batch_norms
 from nemo.files import new_folder, read_json, write_json, writing
 from nemo.masking.class_masks import (
     ClassMasks,
@@ -91,17 +92,23 @@ def load_class_masks(folder: Path, layers: Mapping[str, int], parent_sha256: str
 
 
 def ready_for_cuts(modular: Modular, folder: Path) -> None:
-    """Give `modular` the BatchNorms' statistics of a `measure_masks` folder, if that has some.
+    """Give `modular` the BatchNorms' statistics of a `measure_masks` folder, if that was to have
+    some. Class masks of the same folder must have been loaded: these check whose they are.
 
     Raises:
-        ValueError: they are damaged, or of another network.
+        ValueError: they are missing or damaged, or of another network.
     """
+    known = batch_norms(modular.model)
+    if not known or not read_json(folder / "metrics.json")["masks"].get("batch_norm"):
+        return
     file = folder / FOR_CUTS
-    if file.exists():
-        try:
-            modular.model.load_state_dict(modular.model.state_dict() | load_file(file))
-        except (SafetensorError, RuntimeError):
-            raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
+    try:
+        statistics = load_file(file)
+        if statistics.keys() != known.keys():
+            raise ValueError("other keys")
+        modular.model.load_state_dict(modular.model.state_dict() | statistics)
+    except (OSError, RuntimeError, SafetensorError, ValueError):
+        raise ValueError(f"{file}: missing or damaged; run `nemo masks` again") from None
 
 
 def cohesion_of(masks: ClassMasks, observed: Observed) -> float:
