@@ -36,7 +36,6 @@ def load_cell(folder: Path) -> nn.Module:
         )
         if about["modular"]:
             model = attach(model, takes_of(model))
-            model.hard = bool(about["settings"].get("loss.hard"))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]

@@ -87,7 +87,6 @@ class Modular(nn.Module):
         super().__init__()
         self.model = model
         self.pool = pool
-        self.hard = False
         self.overwritable = frozenset(overwritable)
         self.takes = takes
         self.output = takes.output if output is None else output
@@ -163,8 +162,6 @@ class Modular(nn.Module):
         free = {n for n in self.overwritable if not self.model.get_submodule(n)._forward_hooks}
 
         def scale(output: Tensor, mask: Tensor, name: str) -> Tensor:
-            if self.hard:
-                mask = mask + ((mask > 0).to(mask) - mask).detach()
             if len(mask) != len(output):
                 return output * mask
             return cast(Tensor, Scale.apply(output, mask, name in free))

@@ -56,7 +56,6 @@ def train_cell(
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     start, params = params.start_of(cell.method), params.for_method(cell.method)
-    cut = getattr(params.section(params.base_of(cell.method).section), "cut", None)
     shape = params.architecture.of(cell.model)
     before, begin = params, None
     if start is not None:
@@ -64,14 +63,10 @@ def train_cell(
         standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
         begin = _standard(before, standard, data, shape, "start")
     teacher = _teacher(before, cell, data, shape)
-    example = None
-    if cut is not None and cut.distil:
-        standard = Cell(cell.dataset, cell.model, STANDARD, cell.seed)
-        example = _standard(params, standard, data, shape, "example")
     # the checkpoint goes only once the result is there
     key = _key(params, cell, data, shape, start)
     with main_only(open_checkpoint(key)) as checkpoint, main_only(new_folder(out)) as folder:
-        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch, begin, example)
+        model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch, begin)
         if params.train.at_chance == "fail":
             check_learned(history[-1]["val_accuracy"], data, params.base_of(cell.method), cell.name)
         if folder is not None:
@@ -149,7 +144,6 @@ def _train(
     checkpoint: Checkpoint | None,
     on_epoch: OnEpoch,
     begin: nn.Module | None = None,
-    example: nn.Module | None = None,
 ) -> tuple[nn.Module, list[Row]]:
     device = resolve_device(params.device)
     torch.manual_seed(cell.seed)
@@ -181,12 +175,7 @@ def _train(
     cut_pass = None
     if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
         epochs = params.train.epochs.of(family)
-        model.hard = section.hard
         cut_pass = CutPass(section.cut, model.layers, len(data.classes), epochs, cell.seed, device)
-        if example is not None:
-            cut_pass.example = example.eval().requires_grad_(False)
-    elif isinstance(model, Modular):
-        model.hard = bool(getattr(section, "hard", False))
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
         task.penalty.begin(model.layers, len(data.classes), device)

@@ -57,7 +57,6 @@ class CutPass:
         self.first = 0 if params.last is None else epochs - max(1, round(params.last * epochs))
         self.layers = dict(layers)
         self.seed = seed
-        self.example: nn.Module | None = None  # the standard model
         self.epoch = self.step = 0
         self.active = params.after == self.first == 0
         # masks start almost fully on
@@ -104,15 +103,7 @@ class CutPass:
         whole[mine] = logits
         logits = all_gather(whole, len(labels))[chosen][:, subset].float()
         targets = (labels[chosen][:, None] == subset).int().argmax(1)
-        loss = F.cross_entropy(logits, targets)
-        if self.example is not None:
-            with torch.no_grad():
-                wanted = self.example(images[mine])[:, subset].float().log_softmax(1)
-            own = logits.log_softmax(1)
-            loss = loss + self.params.distil * F.kl_div(
-                own, wanted, reduction="batchmean", log_target=True
-            )
-        return self.params.weight * loss
+        return self.params.weight * F.cross_entropy(logits, targets)
 
     @torch.no_grad()
     def observe(self, masks: Masks, labels: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from nemo.fields import Count, Family, NonNegative, PerFamily, Positive, Share, Strict, Whole
+from nemo.fields import Count, Family, PerFamily, Positive, Share, Strict, Whole
 from nemo.registry import Registry
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ class CutPassParams(Strict):
     sizes: list[Annotated[int, Field(ge=2, strict=True)]] = Field(default_factory=lambda: [2, 3, 5])
     rate: Share = 0.05  # at which frequencies follow the batches
     threshold: Share = 0.9  # as in `masks`
-    distil: NonNegative = 0.0  # times KL(standard model on the subset, network under its mask)
 
 
 class ObjectiveParams(Strict):
@@ -55,7 +54,6 @@ class ObjectiveParams(Strict):
 
     warmup: PerFamily[Count] | None = None
     cut: CutPassParams | None = None
-    hard: bool = False  # bits in place of soft masks in the forward pass, straight through backward
 
 
 @dataclass(frozen=True)
