@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nemo.calibration import recalibrate_bn
     from nemo.cut import decompose, shrink
+    from nemo.for_cuts import recalibrate_bn_for_cuts
     from nemo.masking.class_masks import (
         ClassMasks,
         cohesion,
@@ -34,6 +36,8 @@ _HOME = {
     "merge": "module.union",
     "modularize": "masking.generators",
     "mwt_loss": "masking.losses",
+    "recalibrate_bn": "calibration",
+    "recalibrate_bn_for_cuts": "for_cuts",
     "retention_rate": "masking.class_masks",
     "save": "module.files",
     "shrink": "cut",
@@ -51,6 +55,8 @@ __all__ = [
     "merge",
     "modularize",
     "mwt_loss",
+    "recalibrate_bn",
+    "recalibrate_bn_for_cuts",
     "retention_rate",
     "save",
     "shrink",

@@ -102,7 +102,7 @@ def recipe(params: Params, cell: Cell, stage: str) -> Recipe | None:
         if own.masks.batch_norm:
             cut = getattr(own.section(base.section), "cut", None)
             values["train.batch_size"] = own.train.batch_size
-            values["sizes"] = cut.sizes if cut else None
+            values[f"{base.section}.cut.sizes"] = cut.sizes if cut else None
     elif stage == "decompose":
         values = flat({"decompose": own.decompose}, family)
         if own.decompose.recalibrate_bn:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import nemo
-from nemo.calibration import batch_norms, recalibrate_bn, recalibrate_bn_for_cuts, training_batches
+from nemo import recalibrate_bn, recalibrate_bn_for_cuts
+from nemo.calibration import batch_norms, training_batches
 from nemo.config import load_params
 from nemo.data import Batches, load, prepare
 from nemo.data.prepared import Split
@@ -187,6 +188,8 @@ def test_what_has_no_statistics_for_cuts_is_refused(change, message):
     batches = [(x, change.get("labels", y)) for x, y in pictures(2)]
     with pytest.raises(ValueError, match=message):
         recalibrate_bn_for_cuts(modular, masks, batches, sizes=change.get("sizes", [2]))
+    with pytest.raises(ValueError, match=r"SubsetMasks; accepted: what nemo\.class_masks returns"):
+        recalibrate_bn_for_cuts(modular, masks.select([0, 1]), batches)
     with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
         recalibrate_bn_for_cuts(modular.model, masks, batches)
 

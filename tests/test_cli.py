@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
-from nemo.calibration import recalibrate_bn, recalibrate_bn_for_cuts
+from nemo import recalibrate_bn, recalibrate_bn_for_cuts
 from nemo.cells import Layout
 from nemo.cli.main import cli
 from nemo.config import check_params

@@ -41,13 +41,15 @@ LAYERS = {
     "nemo.proof": {"nemo.masking", "nemo.module", "nemo.signature"},
     "nemo.cut": CALLS | {"nemo.cost", "nemo.files", "nemo.masking", "nemo.module", "nemo.proof",
                 "nemo.tracing"},
+    "nemo.for_cuts": {"nemo.calibration", "nemo.data", "nemo.masking", "nemo.signature"},
     "nemo.training": BASICS,
     "nemo.evaluation": BASICS | {"nemo.cut"},
     "nemo.alternatives": BASICS | {"nemo.cut", "nemo.training", "nemo.evaluation"},
     "nemo.report": READING,
     "nemo.tracking": READING | {"nemo.locks", "nemo.report"},
     "nemo.pipeline": BASICS
-    | {"nemo.cut", "nemo.training", "nemo.evaluation", "nemo.alternatives", "nemo.tracking"},
+    | {"nemo.alternatives", "nemo.cut", "nemo.evaluation", "nemo.for_cuts", "nemo.tracking"}
+    | {"nemo.training"},
 }  # fmt: skip
 WITHOUT_TORCH = ["nemo.report", "nemo.tracking"]
 

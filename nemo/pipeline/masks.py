@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nemo.calibration import batch_norms, recalibrate_bn_for_cuts, training_batches
+from nemo.calibration import batch_norms, training_batches
 from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.data import Batches
 from nemo.device import resolve_device
 from nemo.evaluation.modular import measure_masks
+from nemo.for_cuts import recalibrate_bn_for_cuts
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular
 from nemo.masking.objectives import CutPassParams
@@ -29,9 +30,10 @@ def run(params: Params, cell: Cell, layout: Layout) -> None:
     assert isinstance(modular, Modular), cell.name
     batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
     own = params.for_method(cell.method)
-    cut = getattr(own.section(params.base_of(cell.method).section), "cut", None) or CutPassParams()
 
     def for_cuts(masks: ClassMasks) -> dict[str, Tensor]:
+        section = own.section(params.base_of(cell.method).section)
+        cut = getattr(section, "cut", None) or CutPassParams()
         mixed = training_batches(data, own.train.batch_size, device, cell.seed)
         recalibrate_bn_for_cuts(modular, masks, mixed, cut.sizes, cell.seed)
         return batch_norms(modular.model)

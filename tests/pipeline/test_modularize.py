@@ -234,7 +234,8 @@ def test_the_recipe_is_that_of_the_quick_profile():
     }  # fmt: skip
     for key, section in recipe.items():
         assert section == {name: quick[key][name] for name in section}
-        assert quick[key].keys() - section.keys() <= {"processes"}  # which decides nothing
+        # the first decides nothing, and modules are fine-tuned, which estimates statistics anew
+        assert quick[key].keys() - section.keys() <= {"processes", "batch_norm"}
     changes = {"train.epochs": 2, "loss.tau": None, "data.limit": 99}
     params = own_params("resnet18", "digits", "3+5", 1, changes)
     assert (params.data["digits"].limit, params.loss.warmup.transformer) == (99, 4)
