@@ -45,7 +45,8 @@ def forms(results: Results, dataset: str, model: str) -> list[tuple[CellResult, 
 
 
 def turns(results: Results, dataset: str, model: str) -> Iterator[Turn]:
-    """Every knob that is turned at a model, by series; its own value included, seed by seed."""
+    """Every knob that is turned at a model, by series; its own value included, seed by seed. Knobs
+    of the fine-tuning are none: T4 is of the whole network, which they do not move."""
     every = [r for r in results.of(dataset, model, every=True) if r.modular]
     for series in dict.fromkeys(r.cell.method for r in every):
         centre = [r for r in every if r.cell.method == series]
@@ -55,7 +56,8 @@ def turns(results: Results, dataset: str, model: str) -> Iterator[Turn]:
         for result in every:
             if result.base == centre[0].base and result.cell.method != series:
                 change = _change(centre[0].params, result.params)
-                if _proportional(change):
+                tuned = any(key.startswith("finetune.") for key in change)
+                if _proportional(change) and not tuned:
                     new = next(iter(change.values()))[1]
                     found.setdefault(" and ".join(change), []).append(
                         Turn(series, " and ".join(change), _number(new), result)

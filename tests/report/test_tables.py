@@ -90,6 +90,17 @@ def test_a_knob_compares_the_seeds_that_its_values_share(tmp_path: Path) -> None
     assert set(frame["seed"]) == {0}
 
 
+def test_a_knob_of_the_fine_tuning_is_none_of_t4_whose_figures_are_of_the_whole_network(
+    tmp_path: Path,
+) -> None:
+    own = {name: VARIANTS[name] for name in ["tau-0.1"]}
+    own["tuned-1"] = {"method": "nemo", "finetune.epochs": 1}
+    asked: dict[str, Any] = {"models": ["resnet18"], "seeds": [0], "variants": own}
+    make_results(tmp_path, make_params(**asked, methods=[*METHODS, *own]))
+    frame = frames(collect(make_params(**asked), tmp_path))["T4-sensitivity"]
+    assert set(frame["knob"]) == {"loss.tau"}
+
+
 @pytest.fixture
 def everything(tmp_path: Path) -> Params:
     """Results with the rows of every table."""
