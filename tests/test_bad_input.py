@@ -375,7 +375,7 @@ ROWS = {
         "masks.selector", "mine", "masks.selector: unknown selector 'mine'; accepted: frequency"
     ),
     "key of another selector": param_row(
-        "masks.share", 0.5, "masks.share: unknown key; accepted: selector, threshold"
+        "masks.share", 0.5, "masks.share: unknown key; accepted: batch_norm, selector, threshold"
     ),
     "alternatives of a standard model": param_row(
         "alternatives.of",
