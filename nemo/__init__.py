@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nemo.calibration import recalibrate_bn
     from nemo.cut import decompose, shrink
-    from nemo.for_cuts import recalibrate_bn_for_cuts
+    from nemo.for_cuts import BatchNormForCuts, bn_for_cuts
     from nemo.masking.class_masks import (
         ClassMasks,
         cohesion,
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from nemo.module.union import merge
 
 _HOME = {
+    "BatchNormForCuts": "for_cuts",
     "ClassMasks": "masking.class_masks",
     "Modular": "masking.generators",
+    "bn_for_cuts": "for_cuts",
     "class_masks": "masking.observed",
     "cohesion": "masking.class_masks",
     "contrastive_loss": "masking.losses",
@@ -37,15 +39,16 @@ _HOME = {
     "modularize": "masking.generators",
     "mwt_loss": "masking.losses",
     "recalibrate_bn": "calibration",
-    "recalibrate_bn_for_cuts": "for_cuts",
     "retention_rate": "masking.class_masks",
     "save": "module.files",
     "shrink": "cut",
     "threshold_masks": "masking.class_masks",
 }
 __all__ = [
+    "BatchNormForCuts",
     "ClassMasks",
     "Modular",
+    "bn_for_cuts",
     "class_masks",
     "cohesion",
     "contrastive_loss",
@@ -56,7 +59,6 @@ __all__ = [
     "modularize",
     "mwt_loss",
     "recalibrate_bn",
-    "recalibrate_bn_for_cuts",
     "retention_rate",
     "save",
     "shrink",

@@ -136,13 +136,12 @@ def edit(name: str, **values: object) -> Spoil:
 
 
 def other_statistics(root: Path) -> None:
-    """Of BatchNorms, and a weight, which would be taken over without a word."""
+    """Of one draw, and a weight, which would be taken over without a word."""
     edit(f"{RUN}/masks/metrics.json", masks={"batch_norm": True})(root)
     weights = load_file(root / f"{RUN}/train/weights.safetensors")
     of_model = {n.removeprefix("model."): v for n, v in weights.items() if n.startswith("model.")}
-    chosen = {
-        n: v for n, v in of_model.items() if "running" in n or "num_" in n or n == "fc.weight"
-    }
+    chosen = {n: v[None].clone() for n, v in of_model.items() if "running" in n or n == "fc.weight"}
+    chosen["drawn"] = torch.ones(1, 10).bool()
     save_file(chosen, root / f"{RUN}/masks/batch_norm.safetensors")
 
 

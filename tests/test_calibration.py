@@ -1,3 +1,4 @@
+import math
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -6,8 +7,8 @@ import torch
 from torch import nn
 
 import nemo
-from nemo import recalibrate_bn, recalibrate_bn_for_cuts
-from nemo.calibration import batch_norms, training_batches
+from nemo import bn_for_cuts, recalibrate_bn
+from nemo.calibration import training_batches
 from nemo.config import load_params
 from nemo.data import Batches, load, prepare
 from nemo.data.prepared import Split
@@ -75,18 +76,29 @@ def pictures(batches=6, count=12, classes=4):
     return list(zip(images, labels, strict=True))
 
 
-def test_statistics_for_cuts_are_those_of_random_classes_under_the_mask_of_these():
+def test_statistics_for_cuts_are_of_random_classes_under_the_mask_of_these():
     modular, masks = masked()
     first, a, an, b = (modular.model.get_submodule(name) for name in ("first", "a", "an", "b"))
     modular.train()(pictures(1)[0][0])  # so that there are statistics, which must not count
+    before = {name: value.clone() for name, value in modular.state_dict().items()}
+    batches = pictures(5)
     seen = []
-    watch = first.register_forward_hook(lambda _, args, y: seen.append(args[0].clone()))
-    recalibrate_bn_for_cuts(modular, masks, pictures(20), sizes=[2])
-    watch.remove()
-    drawn, means, variances = [], [], []
-    for images in seen:
-        classes = sorted(set(images[:, 0, 0, 0].int().tolist()))
-        drawn.append(tuple(classes))
+
+    def again():
+        for images, labels in batches:
+            seen.append(images)
+            yield images, labels
+
+    class Loader:
+        __iter__ = staticmethod(again)
+
+    found = bn_for_cuts(modular, masks, Loader(), sizes=[2], draws=20)
+    assert all(torch.equal(value, before[name]) for name, value in modular.state_dict().items())
+    assert len(seen) == len(found.drawn) == 20, "the five batches come four times"
+    means, variances = [], []
+    for images, drawn in zip(seen, found.drawn, strict=True):
+        classes = drawn.nonzero()[:, 0]
+        images = images[torch.isin(images[:, 0, 0, 0].long(), classes)]
         features = a(first(images)).detach()
         mean, var = features.mean((0, 2, 3)), features.var((0, 2, 3), correction=0)
         features = (features - mean[:, None, None]) / (var[:, None, None] + an.eps).sqrt()
@@ -94,38 +106,82 @@ def test_statistics_for_cuts_are_those_of_random_classes_under_the_mask_of_these
         features = b((features * on[:, None, None]).relu()).detach()
         means.append(features.mean((0, 2, 3)))
         variances.append(features.var((0, 2, 3)))
-    norm = modular.model.get_submodule("bn")
-    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(
-        norm.running_var, torch.stack(variances).mean(0), atol=1e-5, rtol=1e-4
-    )
-    assert drawn[0] == (0, 1, 2, 3), "the first batch is of all classes"
-    assert {len(classes) for classes in drawn} == {2, 4}
-    assert len(set(drawn)) > 4
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(found.statistics["bn.running_mean"], torch.stack(means), **close)
+    torch.testing.assert_close(found.statistics["bn.running_var"], torch.stack(variances), **close)
+    assert found.drawn[0].all(), "the first draw is of all classes"
+    assert set(found.drawn.sum(1).tolist()) == {2, 4}
+    assert len({tuple(row) for row in found.drawn.tolist()}) > 4
 
 
-def test_statistics_for_cuts_follow_the_seed_and_change_nothing_else():
-    found = []
-    for seed in (0, 0, 1):
-        modular, masks = masked()
-        modular.train().model.get_submodule("an").eval()
-        weights = {name: value.clone() for name, value in modular.named_parameters()}
-        recalibrate_bn_for_cuts(modular, masks, pictures(), seed=seed)
-        assert all(torch.equal(v, weights[n]) for n, v in modular.named_parameters())
-        assert [n for n, m in modular.named_modules() if not m.training] == ["model.an"]
-        assert modular.model.get_submodule("bn").momentum == 0.1
-        found.append(batch_norms(modular.model)["bn.running_mean"])
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+def test_draws_weigh_more_the_more_their_classes_are_those_of_the_module():
+    drawn = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    found = nemo.BatchNormForCuts(drawn, {"bn.running_mean": torch.eye(3)})
+    alike = [math.exp(16 * share) for share in (1, 2 / 3, 0)]
+    expected = torch.tensor(alike) / sum(alike)
+    torch.testing.assert_close(found.select([1, 0])["bn.running_mean"], expected)
+    of_last = found.select([3])["bn.running_mean"]
+    assert of_last.argmax() == 2
+    assert of_last[0] == of_last[1]
+
+
+def test_a_network_is_ready_for_the_module_of_its_classes():
+    modular, masks = masked()
+    found = bn_for_cuts(modular, masks, pictures(8))
+    before = {name: value.clone() for name, value in modular.state_dict().items()}
+    ready = found.ready(nn.DataParallel(modular), [3, 1])
+    own = found.select([1, 3])
+    assert {name.split(".")[0] for name in own} == {"an", "bn"}
+    for name, value in ready.model.state_dict().items():
+        assert torch.equal(value, own.get(name, before[f"model.{name}"]))
+    assert all(torch.equal(value, before[name]) for name, value in modular.state_dict().items())
+    images = torch.randn(5, 3, 8, 8)
+    module = nemo.decompose(ready, masks.select([3, 1]))
+    expected = ready.eval().under(masks.select([3, 1]))(images)[:, [3, 1]]
+    torch.testing.assert_close(module(images), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [[], [4], [-1], ["one"], [0.5]])
+def test_there_are_no_statistics_for_what_is_no_class(classes):
+    modular, masks = masked()
+    found = bn_for_cuts(modular, masks, pictures(2))
+    with pytest.raises(ValueError, match=r"classes: .*; accepted: positions"):
+        found.ready(modular, classes)
+
+
+def test_statistics_of_another_network_are_refused():
+    modular, masks = masked()
+    found = bn_for_cuts(modular, masks, pictures(2))
+    for statistics in (
+        {"bn.running_mean": torch.zeros(2, 6)},
+        {"cn.running_mean": torch.zeros(2, 5)},
+    ):
+        other = nemo.BatchNormForCuts(found.drawn[:2], statistics)
+        with pytest.raises(ValueError, match=r"n\.running_mean: no BatchNorm of this network"):
+            other.ready(modular, [0, 1])
+    with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
+        found.ready(modular.model, [0, 1])
+
+
+def test_statistics_for_cuts_follow_the_seed():
+    modular, masks = masked()
+    found = [bn_for_cuts(modular, masks, pictures(), seed=seed) for seed in (0, 0, 1)]
+    key = "bn.running_mean"
+    assert torch.equal(found[0].statistics[key], found[1].statistics[key])
+    assert not torch.equal(found[0].drawn, found[2].drawn)
+
+
+def test_an_iterator_is_gone_through_once():
+    modular, masks = masked()
+    assert len(bn_for_cuts(modular, masks, iter(pictures(7))).drawn) == 7
+    assert len(bn_for_cuts(modular, masks, pictures(7), draws=3).drawn) == 3
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_first_draw_is_of_all_classes(seed):
     modular, masks = masked()
-    seen = []
-    modular.model.get_submodule("first").register_forward_hook(lambda _, x, y: seen.append(len(y)))
-    recalibrate_bn_for_cuts(modular, masks, pictures(1), sizes=[2, 3], seed=seed)
-    assert seen == [12]
+    found = bn_for_cuts(modular, masks, pictures(1), sizes=[2, 3], draws=1, seed=seed)
+    assert found.drawn.tolist() == [[True] * 4]
 
 
 class Named(nn.Module):
@@ -140,16 +196,15 @@ class Named(nn.Module):
 @pytest.mark.parametrize("kind", ["dict", "tuple"])
 def test_statistics_for_cuts_are_the_same_whatever_the_batches_are(kind):
     modular, masks = masked()
-    recalibrate_bn_for_cuts(modular, masks, pictures(8))
+    expected = bn_for_cuts(modular, masks, pictures(8)).statistics
     batches = [({"left": x[..., :4], "right": x[..., 4:]}, y) for x, y in pictures(8)]
     if kind == "tuple":
         batches = [(tuple(x.values()), y) for x, y in batches]
     named = nemo.modularize(Named(masked()[0].model), example=batches[0][0])
     of_named = ClassMasks({f"model.{layer}": on for layer, on in masks.items()}, {})
-    recalibrate_bn_for_cuts(named, of_named, batches)
-    expected = batch_norms(modular.model)
-    found = batch_norms(named.model.model)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    found = bn_for_cuts(named, of_named, batches).statistics
+    assert len(expected) == len(found) == 4
+    assert all(torch.equal(found[f"model.{name}"], value) for name, value in expected.items())
 
 
 def stops():
@@ -166,7 +221,7 @@ def test_after_an_error_a_model_is_what_it_was(batches, training):
     before = [(m.training, getattr(m, "momentum", None)) for m in modular.modules()]
     known = {name: value.clone() for name, value in modular.state_dict().items()}
     for run in (
-        lambda: recalibrate_bn_for_cuts(modular, masks, batches()),
+        lambda: bn_for_cuts(modular, masks, batches()),
         lambda: recalibrate_bn(modular.model, batches()),
     ):
         with pytest.raises((OSError, ValueError), match=r"no more images|no batch has two images"):
@@ -181,28 +236,32 @@ def test_after_an_error_a_model_is_what_it_was(batches, training):
         ({"labels": torch.tensor([0, 4] * 6)}, r"labels hold 4; accepted: 0\.\.3"),
         ({"labels": torch.zeros(12, 4)}, "accepted: a tensor \\(B,\\) of integers"),
         ({"sizes": [2, 0]}, r"sizes: \[2, 0\]; accepted: numbers of classes, from 1"),
+        ({"draws": 0}, "draws: 0; accepted: from 1"),
     ],
 )
 def test_what_has_no_statistics_for_cuts_is_refused(change, message):
     modular, masks = masked()
     batches = [(x, change.get("labels", y)) for x, y in pictures(2)]
+    options = {"sizes": change.get("sizes", [2]), "draws": change.get("draws", 5)}
     with pytest.raises(ValueError, match=message):
-        recalibrate_bn_for_cuts(modular, masks, batches, sizes=change.get("sizes", [2]))
+        bn_for_cuts(modular, masks, batches, **options)
     with pytest.raises(ValueError, match=r"SubsetMasks; accepted: what nemo\.class_masks returns"):
-        recalibrate_bn_for_cuts(modular, masks.select([0, 1]), batches)
+        bn_for_cuts(modular, masks.select([0, 1]), batches)
     with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
-        recalibrate_bn_for_cuts(modular.model, masks, batches)
+        bn_for_cuts(modular.model, masks, batches)
 
 
-def test_batches_without_two_images_of_the_drawn_classes_are_skipped():
+def test_draws_of_fewer_than_two_images_are_left_out():
     modular, masks = masked()
     one_each = [(images[:4], torch.arange(4)) for images, _ in pictures(5)]
-    recalibrate_bn_for_cuts(modular, masks, [one_each[0], *((x[:1], y[:1]) for x, y in one_each)])
-    assert modular.model.get_submodule("bn").num_batches_tracked == 1
+    batches = [one_each[0], *((x[:1], y[:1]) for x, y in one_each)]
+    assert bn_for_cuts(modular, masks, iter(batches)).drawn.tolist() == [[True] * 4]
 
 
 def test_a_network_without_batchnorm_needs_no_image():
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 5), nn.Linear(5, 2))
     modular = nemo.modularize(network, example=torch.randn(2, 3, 2, 2))
     masks = ClassMasks({layer: torch.ones(2, n).bool() for layer, n in modular.layers.items()}, {})
-    recalibrate_bn_for_cuts(modular, masks, iter(lambda: 1 / 0, None))
+    found = bn_for_cuts(modular, masks, iter(lambda: 1 / 0, None))
+    assert found.select([1]) == {}
+    assert found.ready(modular, [1]).state_dict().keys() == modular.state_dict().keys()

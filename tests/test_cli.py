@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nemo
-from nemo import recalibrate_bn, recalibrate_bn_for_cuts
+from nemo import bn_for_cuts, recalibrate_bn
 from nemo.cells import Layout
 from nemo.cli.main import cli
 from nemo.config import check_params
@@ -190,9 +190,7 @@ def test_results_are_not_labelled_with_params_that_did_not_make_them(
     assert file.read_bytes() == before
 
 
-def test_a_cut_takes_the_statistics_that_stage_masks_has_for_all_cuts(
-    project, tmp_path, monkeypatch
-):
+def test_a_cut_takes_the_statistics_that_stage_masks_has_for_it(project, tmp_path, monkeypatch):
     shutil.copytree(project, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     asked = {**TINY, "masks": {**TINY["masks"], "batch_norm": True}}
@@ -212,15 +210,13 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_all_cuts(
     masks = load_class_masks(run / "masks", modular.layers, weights_sha256(run / "train"))
     training = Batches(data.splits["train"], data.mean, data.std, TINY["train"]["batch_size"],
                        shuffle=True, augment=Augment(crop=1))  # fmt: skip
-    recalibrate_bn_for_cuts(modular, masks, training, sizes=[4])
+    found = bn_for_cuts(modular, masks, training, sizes=[4])
     kept = load_file(run / "masks/batch_norm.safetensors")
-    expected = {
-        n: v for n, v in modular.model.state_dict().items() if "running" in n or "num_" in n
-    }
-    assert kept.keys() == expected.keys()
-    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+    assert torch.equal(kept.pop("drawn"), found.drawn)
+    assert kept.keys() == {n for n in modular.model.state_dict() if "running" in n}
+    assert all(torch.equal(kept[name], value) for name, value in found.statistics.items())
     module = nemo.load(run / "modules/0+1")
-    cut = nemo.decompose(modular, masks.select([0, 1])).state_dict()
+    cut = nemo.decompose(found.ready(modular, [0, 1]), masks.select([0, 1])).state_dict()
     assert all(torch.equal(value, cut[name]) for name, value in module.state_dict().items())
     assert module.certificate["error"] < 1e-9
 

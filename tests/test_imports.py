@@ -43,7 +43,7 @@ LAYERS = {
                 "nemo.tracing"},
     "nemo.for_cuts": {"nemo.calibration", "nemo.data", "nemo.masking", "nemo.signature"},
     "nemo.training": BASICS,
-    "nemo.evaluation": BASICS | {"nemo.cut"},
+    "nemo.evaluation": BASICS | {"nemo.cut", "nemo.for_cuts"},
     "nemo.alternatives": BASICS | {"nemo.cut", "nemo.training", "nemo.evaluation"},
     "nemo.report": READING,
     "nemo.tracking": READING | {"nemo.locks", "nemo.report"},

@@ -20,7 +20,7 @@ from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
-from nemo.evaluation.modular import load_class_masks, ready_for_cuts
+from nemo.evaluation.modular import load_class_masks, load_for_cuts
 from nemo.masking.class_masks import mask_frequency, masks_from_frequency, sample_bits
 from nemo.masking.constant import mean_scales
 from nemo.masking.generators import Modular
@@ -46,8 +46,7 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         "": load_class_masks(layout.masks(cell), modular.layers, parent),
         ", low threshold": low,
     }
-    ready = copy.deepcopy(modular)
-    ready_for_cuts(ready, layout.masks(cell))
+    for_cuts = load_for_cuts(modular, layout.masks(cell))
     rows = []
     for subset, text in params.subsets.items():
         classes = parse_subset(text, data.classes)
@@ -55,6 +54,7 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         train = training_batches(part, 256, device, cell.seed)
         validation = Batches(part.splits["val"], data.mean, data.std, 256, device=device)
         soft = mean_scales(modular, part)
+        ready = for_cuts.ready(modular, classes) if for_cuts else modular
         row: dict[str, Any] = {"subset": subset, "soft": _accuracy(modular, validation, classes)}
         for threshold, of_classes in masks.items():
             binary = {layer: mask.float() for layer, mask in of_classes.select(classes).items()}

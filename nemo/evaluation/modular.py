@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nemo.calibration import batch_norms
 from nemo.files import new_folder, read_json, write_json, writing
+from nemo.for_cuts import BatchNormForCuts
 from nemo.masking.class_masks import (
     ClassMasks,
     cohesion,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 FOR_CUTS = "batch_norm.safetensors"  # beside class masks: BatchNorms' statistics for all cuts
+DRAWN = "drawn"  # its key of the classes of each draw
 
 
 def measure_masks(
@@ -38,7 +40,7 @@ def measure_masks(
     params: MaskParams,
     out: Path,
     parent_sha256: str,
-    for_cuts: Callable[[ClassMasks], dict[str, Tensor]] | None = None,
+    for_cuts: Callable[[ClassMasks], BatchNormForCuts] | None = None,
 ) -> None:
     """Write the class masks of `modular` over `batches`, and their metrics, to the folder `out`;
     beside them what `for_cuts` gives, the BatchNorms' statistics for what is cut with these masks.
@@ -55,9 +57,10 @@ def measure_masks(
         chosen = params.model_dump(exclude_none=True)
         metrics = {**_metrics(masks, observed), "masks": chosen, "parent_sha256": parent_sha256}
         write_json(folder / "metrics.json", metrics)
-        if statistics := for_cuts(masks) if for_cuts else {}:
+        if for_cuts and batch_norms(modular.model):
+            found = for_cuts(masks)
             with writing(folder / FOR_CUTS):
-                save_file(statistics, folder / FOR_CUTS)
+                save_file({DRAWN: found.drawn, **found.statistics}, folder / FOR_CUTS)
 
 
 def _packed(mask: Tensor) -> Tensor:
@@ -91,24 +94,26 @@ def load_class_masks(folder: Path, layers: Mapping[str, int], parent_sha256: str
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
-def ready_for_cuts(modular: Modular, folder: Path) -> None:
-    """Give `modular` the BatchNorms' statistics of a `measure_masks` folder, if that was to have
-    some. Class masks of the same folder must have been loaded: these check whose they are.
+def load_for_cuts(modular: Modular, folder: Path) -> BatchNormForCuts | None:
+    """The BatchNorms' statistics of a `measure_masks` folder, if that was to have some. Class masks
+    of the same folder must have been loaded: these check whose they are.
 
     Raises:
         ValueError: they are missing or damaged, or of another network.
     """
-    known = batch_norms(modular.model)
+    known = {k: v for k, v in batch_norms(modular.model).items() if v.is_floating_point()}
     if not known or not read_json(folder / "metrics.json")["masks"].get("batch_norm"):
-        return
+        return None
     file = folder / FOR_CUTS
     try:
         statistics = load_file(file)
-        if statistics.keys() != known.keys():
-            raise ValueError("other keys")
-        modular.model.load_state_dict(modular.model.state_dict() | statistics)
-    except (OSError, RuntimeError, SafetensorError, ValueError):
+        drawn = statistics.pop(DRAWN)
+        shapes = {key: (len(drawn), *value.shape) for key, value in known.items()}
+        if shapes != {key: tuple(value.shape) for key, value in statistics.items()}:
+            raise ValueError("of other BatchNorms")
+    except (OSError, KeyError, SafetensorError, ValueError):
         raise ValueError(f"{file}: missing or damaged; run `nemo masks` again") from None
+    return BatchNormForCuts(drawn, statistics)
 
 
 def cohesion_of(masks: ClassMasks, observed: Observed) -> float:

@@ -12,7 +12,7 @@ from nemo.config import Params
 from nemo.cut import DecomposedModule, decompose
 from nemo.data import parse_subset, read_meta
 from nemo.device import resolve_device
-from nemo.evaluation.modular import load_class_masks, ready_for_cuts
+from nemo.evaluation.modular import load_class_masks, load_for_cuts
 from nemo.files import new_folder, read_json, writing
 from nemo.masking.class_masks import retention_rate
 from nemo.masking.generators import Modular
@@ -28,8 +28,8 @@ from nemo.trained import load_cell, weights_sha256
 def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedModule:
     """Decompose the trained cell for the classes of `subset`; save the module, and return it.
 
-    BatchNorms have the statistics that stage masks has estimated for all cuts, else the trained
-    ones. Where params ask for it, they are then estimated anew on the subset's training images. The
+    BatchNorms have the statistics that stage masks has for such a module, else the trained ones.
+    Where params ask for it, they are then estimated anew on the subset's training images. The
     certificate is of the cut before that, whose statistics are saved beside the module.
     """
     data, trained = read_meta(layout.data(cell.dataset)), layout.train(cell)
@@ -39,7 +39,8 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     classes = parse_subset(params.text_of(subset), data["classes"])
     parent = weights_sha256(trained)
     chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
-    ready_for_cuts(modular, layout.masks(cell))
+    if for_cuts := load_for_cuts(modular, layout.masks(cell)):
+        modular = for_cuts.ready(modular, classes)
     module = decompose(modular, chosen)
     heads = head_names(modular.model, len(data["classes"]))
     made = read_json(layout.masks(cell) / "metrics.json")["masks"]

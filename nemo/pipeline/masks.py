@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from nemo.calibration import batch_norms, training_batches
+from nemo.calibration import training_batches
 from nemo.cells import Cell, Layout
 from nemo.config import Params
 from nemo.data import Batches
 from nemo.device import resolve_device
 from nemo.evaluation.modular import measure_masks
-from nemo.for_cuts import recalibrate_bn_for_cuts
+from nemo.for_cuts import BatchNormForCuts, bn_for_cuts
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular
 from nemo.masking.objectives import CutPassParams
@@ -31,12 +29,11 @@ def run(params: Params, cell: Cell, layout: Layout) -> None:
     batches = Batches(data.splits["train"], data.mean, data.std, 256, device=device)
     own = params.for_method(cell.method)
 
-    def for_cuts(masks: ClassMasks) -> dict[str, Tensor]:
+    def for_cuts(masks: ClassMasks) -> BatchNormForCuts:
         section = own.section(params.base_of(cell.method).section)
         cut = getattr(section, "cut", None) or CutPassParams()
         mixed = training_batches(data, own.train.batch_size, device, cell.seed)
-        recalibrate_bn_for_cuts(modular, masks, mixed, cut.sizes, cell.seed)
-        return batch_norms(modular.model)
+        return bn_for_cuts(modular, masks, mixed, cut.sizes, seed=cell.seed)
 
     out, weights = layout.masks(cell), weights_sha256(trained)
     asked = for_cuts if own.masks.batch_norm else None
