@@ -50,7 +50,7 @@ def test_a_last_batch_of_one_image_does_not_stop_recalibration():
     assert network[2].num_batches_tracked == 1
 
 
-def masked(classes=4):
+def masked(classes=4, kind=nn.Sequential):
     """A modular network, of which the second convolution is masked, and masks of its classes."""
     torch.manual_seed(0)
     layers = {
@@ -59,7 +59,7 @@ def masked(classes=4):
         "b": nn.Conv2d(6, 5, 3), "bn": nn.BatchNorm2d(5), "br": nn.ReLU(),
         "pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "fc": nn.Linear(5, classes),
     }  # fmt: skip
-    modular = nemo.modularize(nn.Sequential(OrderedDict(layers)), example=torch.randn(2, 3, 8, 8))
+    modular = nemo.modularize(kind(OrderedDict(layers)), example=torch.randn(2, 3, 8, 8))
     bits = {layer: torch.rand(classes, count) > 0.7 for layer, count in modular.layers.items()}
     for on in bits.values():
         on[:, 0] = True
@@ -151,16 +151,93 @@ def test_there_are_no_statistics_for_what_is_no_class(classes):
 
 def test_statistics_of_another_network_are_refused():
     modular, masks = masked()
-    found = bn_for_cuts(modular, masks, pictures(2))
+    found = bn_for_cuts(modular, masks, iter(pictures(2)))
+    known = found.statistics
     for statistics in (
-        {"bn.running_mean": torch.zeros(2, 6)},
-        {"cn.running_mean": torch.zeros(2, 5)},
+        {**known, "bn.running_mean": torch.zeros(2, 6)},
+        {**known, "cn.running_mean": torch.zeros(2, 5)},
+        {key: value for key, value in known.items() if key.startswith("an.")},
+        {"a.bias": torch.zeros(2, 6)},
     ):
-        other = nemo.BatchNormForCuts(found.drawn[:2], statistics)
-        with pytest.raises(ValueError, match=r"n\.running_mean: no BatchNorm of this network"):
+        other = nemo.BatchNormForCuts(found.drawn, statistics)
+        with pytest.raises(ValueError, match="of other BatchNorms than this network has"):
             other.ready(modular, [0, 1])
     with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
         found.ready(modular.model, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("drawn", "statistics"),
+    [
+        (torch.ones(2, 4), torch.ones(2, 5)),
+        (torch.ones(4).bool(), torch.ones(4, 5)),
+        (torch.ones(0, 4).bool(), torch.ones(0, 5)),
+        (torch.tensor([[True, False], [False, False]]), torch.ones(2, 5)),
+        (torch.ones(2, 4).bool(), torch.ones(2, 5).int()),
+        (torch.ones(2, 4).bool(), torch.ones(3, 5)),
+        (torch.ones(2, 4).bool(), torch.ones(2)),
+    ],
+)
+def test_draws_and_statistics_belong_together(drawn, statistics):
+    with pytest.raises(ValueError, match=r"^(drawn|statistics\['bn.running_mean'\]): accepted: "):
+        nemo.BatchNormForCuts(drawn, {"bn.running_mean": statistics})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_statistics_have_the_type_of_the_network(dtype):
+    modular, masks = masked()
+    expected = bn_for_cuts(modular, masks, pictures(40)).select([0, 1])
+    batches = [(images, labels.byte()) for images, labels in pictures(40)]
+    found = bn_for_cuts(modular.to(dtype), masks, batches)
+    assert found.ready(modular, [0, 1]).model.get_submodule("bn").running_mean.dtype == dtype
+    close = {torch.float64: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for key, value in found.select([0, 1]).items():
+        torch.testing.assert_close(value.float(), expected[key], atol=close, rtol=close)
+
+
+def test_a_mean_of_half_precision_is_not_rounded_on_its_way():
+    drawn = torch.ones(300, 2).bool()
+    values = torch.linspace(1, 2, 300)[:, None].bfloat16()
+    found = nemo.BatchNormForCuts(drawn, {"bn.running_mean": values}).select([0])
+    assert found["bn.running_mean"] == values.double().mean().bfloat16()
+
+
+class WithAuxiliary(nn.Sequential):
+    """A head that is not called."""
+
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.auxiliary = nn.BatchNorm2d(2)
+        self.auxiliary.running_mean.fill_(7)
+
+    def forward(self, images):
+        for layer in list(self)[:-1]:
+            images = layer(images)
+        return images
+
+
+def test_a_batchnorm_that_is_not_called_keeps_its_statistics():
+    modular, masks = masked(kind=WithAuxiliary)
+    ready = bn_for_cuts(modular, masks, pictures(3)).ready(modular, [0]).model
+    assert ready.auxiliary.running_mean.tolist() == [7, 7]
+    assert not torch.equal(ready.bn.running_mean, modular.model.bn.running_mean)
+
+
+def test_classes_are_drawn_from_those_of_the_batch():
+    modular, masks = masked()
+    batches = [(images, labels % 2 + 1) for images, labels in pictures(30)]
+    found = bn_for_cuts(modular, masks, batches, sizes=[1], draws=60)
+    drawn = {tuple(row.nonzero()[:, 0].tolist()) for row in found.drawn}
+    assert drawn == {(1,), (2,), (0, 1, 2, 3)}
+
+
+def test_without_more_there_are_400_draws_of_two_three_five_or_all_classes():
+    modular, masks = masked(classes=8)
+    found = bn_for_cuts(modular, masks, pictures(4, 16, classes=8))
+    assert found.drawn.shape == (400, 8)
+    counts = found.drawn.sum(1).bincount(minlength=9)
+    assert counts.nonzero()[:, 0].tolist() == [2, 3, 5, 8]
+    assert counts[[2, 3, 5, 8]].min() > 60
 
 
 def test_statistics_for_cuts_follow_the_seed():
@@ -235,8 +312,11 @@ def test_after_an_error_a_model_is_what_it_was(batches, training):
     [
         ({"labels": torch.tensor([0, 4] * 6)}, r"labels hold 4; accepted: 0\.\.3"),
         ({"labels": torch.zeros(12, 4)}, "accepted: a tensor \\(B,\\) of integers"),
-        ({"sizes": [2, 0]}, r"sizes: \[2, 0\]; accepted: numbers of classes, from 1"),
-        ({"draws": 0}, "draws: 0; accepted: from 1"),
+        ({"sizes": [2, 0]}, r"sizes: \[2, 0\]; accepted: integers from 1"),
+        ({"sizes": 2}, "sizes: 2; accepted: integers from 1"),
+        ({"sizes": [2.5]}, r"sizes: \[2\.5\]; accepted: integers from 1"),
+        ({"draws": 0}, r"draws: \[0\]; accepted: integers from 1"),
+        ({"draws": 2.5}, r"draws: \[2\.5\]; accepted: integers from 1"),
     ],
 )
 def test_what_has_no_statistics_for_cuts_is_refused(change, message):

@@ -209,7 +209,7 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_it(project, tmp_pat
     modular = load_cell(run / "train")
     masks = load_class_masks(run / "masks", modular.layers, weights_sha256(run / "train"))
     training = Batches(data.splits["train"], data.mean, data.std, TINY["train"]["batch_size"],
-                       shuffle=True, augment=Augment(crop=1))  # fmt: skip
+                       shuffle=True, augment=Augment(crop=1), steps=400)  # fmt: skip
     found = bn_for_cuts(modular, masks, training, sizes=[4])
     kept = load_file(run / "masks/batch_norm.safetensors")
     assert torch.equal(kept.pop("drawn"), found.drawn)

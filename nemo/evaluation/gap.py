@@ -46,7 +46,7 @@ def gap(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[dict
         "": load_class_masks(layout.masks(cell), modular.layers, parent),
         ", low threshold": low,
     }
-    for_cuts = load_for_cuts(modular, layout.masks(cell))
+    for_cuts = load_for_cuts(modular, layout.masks(cell), len(data.classes))
     rows = []
     for subset, text in params.subsets.items():
         classes = parse_subset(text, data.classes)

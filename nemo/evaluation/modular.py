@@ -94,26 +94,28 @@ def load_class_masks(folder: Path, layers: Mapping[str, int], parent_sha256: str
         raise ValueError(f"{file}: damaged; run `nemo masks` again") from None
 
 
-def load_for_cuts(modular: Modular, folder: Path) -> BatchNormForCuts | None:
+def load_for_cuts(modular: Modular, folder: Path, classes: int) -> BatchNormForCuts | None:
     """The BatchNorms' statistics of a `measure_masks` folder, if that was to have some. Class masks
     of the same folder must have been loaded: these check whose they are.
 
     Raises:
         ValueError: they are missing or damaged, or of another network.
     """
-    known = {k: v for k, v in batch_norms(modular.model).items() if v.is_floating_point()}
-    if not known or not read_json(folder / "metrics.json")["masks"].get("batch_norm"):
+    norms = batch_norms(modular.model)
+    if not norms or not read_json(folder / "metrics.json")["masks"].get("batch_norm"):
         return None
+    known = {k: (v.dtype, v.shape) for k, v in norms.items() if v.is_floating_point()}
     file = folder / FOR_CUTS
     try:
         statistics = load_file(file)
-        drawn = statistics.pop(DRAWN)
-        shapes = {key: (len(drawn), *value.shape) for key, value in known.items()}
-        if shapes != {key: tuple(value.shape) for key, value in statistics.items()}:
-            raise ValueError("of other BatchNorms")
+        found = BatchNormForCuts(statistics.pop(DRAWN), statistics)
+        whose = {key: (value.dtype, value.shape[1:]) for key, value in statistics.items()}
+        finite = all(bool(value.isfinite().all()) for value in statistics.values())
+        if whose != known or found.drawn.shape[1] != classes or not finite:
+            raise ValueError("of another network, or no numbers")
     except (OSError, KeyError, SafetensorError, ValueError):
         raise ValueError(f"{file}: missing or damaged; run `nemo masks` again") from None
-    return BatchNormForCuts(drawn, statistics)
+    return found
 
 
 def cohesion_of(masks: ClassMasks, observed: Observed) -> float:

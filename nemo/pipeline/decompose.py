@@ -39,7 +39,8 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     classes = parse_subset(params.text_of(subset), data["classes"])
     parent = weights_sha256(trained)
     chosen = load_class_masks(layout.masks(cell), modular.layers, parent).select(classes)
-    if for_cuts := load_for_cuts(modular, layout.masks(cell)):
+    for_cuts = load_for_cuts(modular, layout.masks(cell), len(data["classes"]))
+    if for_cuts is not None:
         modular = for_cuts.ready(modular, classes)
     module = decompose(modular, chosen)
     heads = head_names(modular.model, len(data["classes"]))

@@ -8,7 +8,7 @@ from nemo.config import Params
 from nemo.data import Batches
 from nemo.device import resolve_device
 from nemo.evaluation.modular import measure_masks
-from nemo.for_cuts import BatchNormForCuts, bn_for_cuts
+from nemo.for_cuts import DRAWS, BatchNormForCuts, bn_for_cuts
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular
 from nemo.masking.objectives import CutPassParams
@@ -32,7 +32,7 @@ def run(params: Params, cell: Cell, layout: Layout) -> None:
     def for_cuts(masks: ClassMasks) -> BatchNormForCuts:
         section = own.section(params.base_of(cell.method).section)
         cut = getattr(section, "cut", None) or CutPassParams()
-        mixed = training_batches(data, own.train.batch_size, device, cell.seed)
+        mixed = training_batches(data, own.train.batch_size, device, cell.seed, steps=DRAWS)
         return bn_for_cuts(modular, masks, mixed, cut.sizes, seed=cell.seed)
 
     out, weights = layout.masks(cell), weights_sha256(trained)
