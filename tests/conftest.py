@@ -25,6 +25,13 @@ def what_is_loaded_is_not_searched_for_garbage():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def what_a_test_sets_does_not_slow_the_next_ones():
+    """A benchmark takes all cores. With two threads, some tests took a hundred times as long."""
+    yield
+    torch.set_num_threads(1)
+
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
