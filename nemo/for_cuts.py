@@ -6,7 +6,8 @@ weighs more the more its classes T are those of S:
 
     weight of T = softmax over draws of 16 * |S and T| / |S or T|
 
-A draw has images of all its classes, except that one of all classes is of what the batch has.
+Some classes are drawn from those that the batch has images of. A draw may also be of all classes of
+the network; then the images are the whole batch, whatever it has.
 
 Shapes: D draws, C classes, N_l channels of a BatchNorm.
 """
