@@ -23,7 +23,7 @@ from nemo.files import new_folder, write_json
 from nemo.locks import locked
 from nemo.training.checkpoint import Checkpoint
 from stages.common import run as stage
-from tests.test_bad_input import CELL, MODULE, ROOT, all_of, files, make_project, params
+from tests.bad_input.project import CELL, MODULE, ROOT, all_of, files, make_project, params
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from nemo.cli.main import cli
 from nemo.config import EXTRAS, Params, load_params
 from nemo.fingerprint import code_behind, fingerprint
 from nemo.settings import settings
-from tests.test_bad_input import PARAMS, images
+from tests.bad_input.project import PARAMS, images
 
 ROOT = Path(__file__).parents[1]
 # Files that run in a stage and do not decide its result, and why.

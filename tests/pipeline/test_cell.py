@@ -17,7 +17,7 @@ from nemo.cells import cells
 from nemo.cli.main import cli
 from nemo.config import load_params
 from nemo.results import read_result, result_file
-from tests.test_bad_input import CELL, PARAMS, ROOT, images
+from tests.bad_input.project import CELL, PARAMS, ROOT, images
 
 ALL = PARAMS | {
     "alternatives": {"of": ["nemo"], "kinds": ["random", "standard-tuned"]},
