@@ -101,9 +101,10 @@ class Task:
         return own_params(self.model, source, "all", changes=changes)
 
     def recipe(self, params: Params) -> str:
-        """What decides the row, as a hash."""
+        """What decides the row, as a hash; nothing is cut for it."""
         found = settings(params, self.cell(params), family_named(self.model))
-        return _hash({key: value for key, value in found.items() if key not in ORIGIN})
+        without = {key for key in found if key.split(".")[0] in ("decompose", "finetune")}
+        return _hash({k: v for k, v in found.items() if k not in ORIGIN | without})
 
     def cell(self, params: Params) -> Cell:
         return Cell(params.datasets[0], self.model, self.method, params.seeds[0])

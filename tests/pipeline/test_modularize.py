@@ -228,7 +228,7 @@ def test_a_model_whose_backward_pass_fails_is_found_before_training(made):
 def test_the_recipe_is_that_of_the_quick_profile():
     quick = yaml.safe_load((ROOT / "profiles/quick.yaml").read_text())
     recipe = defaults()
-    assert recipe.keys() == {"train", "loss", "masks", "finetune"}
+    assert recipe.keys() == {"train", "loss", "masks", "decompose", "finetune"}
     assert recipe.pop("loss") == {  # quick's is for digits
         "warmup": 4, "alpha": {"cnn": 0.5, "transformer": 0.05}, "tau": 0.2, "form": "equation"
     }  # fmt: skip
