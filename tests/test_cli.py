@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from nemo.settings import fits
 from nemo.trained import load_cell, weights_sha256
 from tests.test_config import DEFAULT
 
+ROOT = Path(__file__).parents[1]
 TINY = {
     **DEFAULT,
     "models": ["resnet18", "deit_small"],
@@ -274,3 +277,14 @@ def test_every_command_has_help(command):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert cli.commands[command].help.split()[0] in result.output
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    command = "from nemo.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "cells"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(60)

@@ -22,6 +22,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # click ends quietly where its reader has, such as head
         except (ValueError, OSError, ArithmeticError) as error:
             if ctx.params["traceback"]:
                 raise

@@ -68,7 +68,9 @@ def check_model_name(name: str) -> None:
     import timm  # costs seconds, so only where a timm model is named
 
     if not timm.is_model(name.removeprefix(TIMM)):
-        raise ValueError(f"timm has no model {name.removeprefix(TIMM)!r}; see timm.list_models()")
+        raise ValueError(
+            f"timm has no model {name.removeprefix(TIMM)!r}; accepted: those of timm.list_models()"
+        )
 
 
 def build_model(

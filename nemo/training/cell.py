@@ -79,11 +79,14 @@ def check_learned(accuracy: float, data: Prepared, method: Objective, name: str)
     labels = data.splits["val"].labels
     chance = float(labels.bincount().max()) / len(labels)
     if accuracy <= chance:
-        pull = f", a smaller {method.pull} or a longer {method.section}.warmup" * method.modular
+        fields = method.params.model_fields if method.modular and method.params else {}
+        tries = ["more train.epochs", "another train.lr"]
+        tries += [f"a smaller {method.pull}"] if method.pull else []
+        tries += [f"a longer {method.section}.warmup"] if "warmup" in fields else []
         raise AtChanceError(
             f"{name}: validation accuracy {100 * accuracy:.1f} % is no better than always saying "
-            f"the most frequent class ({100 * chance:.1f} %); try more train.epochs, another "
-            f"train.lr{pull}"
+            f"the most frequent class ({100 * chance:.1f} %); try {', '.join(tries[:-1])} or "
+            f"{tries[-1]}"
         )
 
 

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from nemo.cells import Cell
 from nemo.config import check_params, load_params
 from nemo.data.prepared import Prepared, Split
-from nemo.fields import ParamsError
+from nemo.fields import ParamsError, Strict
 from nemo.masking.generators import modularize
+from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.models import build_model
 from nemo.recipe import recipe
 from nemo.trained import WEIGHTS
-from nemo.training.cell import AtChanceError, train_cell
+from nemo.training.cell import AtChanceError, check_learned, train_cell
 
 QUICK = load_params("profiles/quick.yaml").model_dump(exclude_unset=True)
 STILL = {"train.epochs": 1, "train.lr": 1e-30, "train.weight_decay": 0.0}  # moves no weight
@@ -80,3 +81,16 @@ def test_a_standard_model_that_learned_nothing_is_no_start(tmp_path: Path, monke
     with pytest.raises(AtChanceError, match=r"^digits/resnet18/standard-3: validation accuracy"):
         train_cell(still, Cell("digits", "resnet18", "warm", 3), noise(), tmp_path / "warm")
     assert not (tmp_path / "warm").exists()
+
+
+def test_what_to_try_names_keys_that_there_are():
+    plugin = Objective("mine", "mine", "mine", Strict, make=lambda *_: None, pull="mine.weight")
+    tries = {
+        OBJECTIVES["standard"]: "try more train.epochs or another train.lr",
+        OBJECTIVES["nemo"]: "another train.lr, a smaller loss.alpha or a longer loss.warmup",
+        plugin: "try more train.epochs, another train.lr or a smaller mine.weight",
+    }
+    for method, advice in tries.items():
+        with pytest.raises(AtChanceError) as error:
+            check_learned(0.0, noise(), method, "cell")
+        assert str(error.value).endswith(advice)
