@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
-from nemo.signature import call, evaluating
+from nemo.masking.labels import pairs
+from nemo.signature import call, evaluating, moved
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
 
@@ -24,21 +25,22 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
     images of one class vary less, and augmented, since the weights are used to that.
 
     Raises:
-        ValueError: no batch has two images.
+        ValueError: no batch has two images, or the statistics are not finite.
     """
     if not norms_of(module):
         return
+    like = next(v for v in module.state_dict().values() if v.is_floating_point())
     with estimating_bn(module):
-        for inputs, labels in batches:
+        for inputs, labels in pairs(batches):
             if len(labels) > 1:  # one image has no statistics where a map is a single pixel
-                call(module, inputs)
+                call(module, moved(inputs, like))
 
 
 @contextmanager
 def estimating_bn(module: nn.Module) -> Iterator[None]:
     """Running statistics begin anew, as plain averages over the batches that follow. They are what
-    they were after an error, and where nothing was seen, which is one."""
-    norms, seen = list(norms_of(module).values()), False
+    they were after an error, also one of these: nothing was seen, or they are not finite."""
+    norms, seen, finite = list(norms_of(module).values()), False, False
     before = [(norm.momentum, norm.training, dict(batch_norms(norm))) for norm in norms]
     try:
         with evaluating(module):
@@ -48,13 +50,16 @@ def estimating_bn(module: nn.Module) -> Iterator[None]:
                 norm.train()
             yield
         seen = any(int(norm.get_buffer("num_batches_tracked")) for norm in norms)
+        finite = all(bool(value.isfinite().all()) for value in batch_norms(module).values())
     finally:
         for norm, (momentum, training, statistics) in zip(norms, before, strict=True):
             norm.momentum, norm.training = momentum, training
-            if not seen:
+            if not (seen and finite):
                 norm.load_state_dict(norm.state_dict() | statistics)
     if not seen:
         raise ValueError("no batch has two images of the classes, as BatchNorm's statistics need")
+    if not finite:
+        raise ValueError("BatchNorm's statistics are not finite: are the weights, and the inputs?")
 
 
 def batch_norms(module: nn.Module) -> dict[str, Tensor]:

@@ -43,6 +43,12 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _on_or_absent(value: Any) -> Any:
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"true or false is accepted, got {value}")
+    return value or None
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -50,5 +56,5 @@ Whole = Annotated[int, Field(ge=0, strict=True)]
 NonNegative = Annotated[float, Field(ge=0), BeforeValidator(_no_bool)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_no_bool)]
 # On or absent: a switch that is off leaves no trace in the settings of a result.
-Switch = Annotated[Literal[True] | None, BeforeValidator(lambda value: value or None)]
+Switch = Annotated[Literal[True] | None, BeforeValidator(_on_or_absent)]
 Share = Annotated[float, Field(gt=0, le=1), BeforeValidator(_no_bool)]

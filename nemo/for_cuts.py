@@ -52,6 +52,8 @@ class BatchNormForCuts:
         for key, each in statistics.items():
             if not each.is_floating_point() or each.ndim != 2 or len(each) != len(drawn):
                 raise ValueError(f"statistics[{key!r}]: accepted: float ({len(drawn)}, channels)")
+            if not each.isfinite().all():
+                raise ValueError(f"statistics[{key!r}]: not finite: are the weights and inputs?")
         self.drawn = drawn
         self.statistics = dict(statistics)
 

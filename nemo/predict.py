@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from nemo.distributed import all_gather
-from nemo.signature import call, evaluating
+from nemo.signature import call, evaluating, pick
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, batches: Iterable[tuple[Any, Tensor]], output: str | int | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (S, C), float32 on the CPU, and labels (S,), in eval mode; a modular model's are those
     of its soft per-sample masks. Of `Batches` that have a part for each of several processes,
     every process gets the whole.
+
+    Args:
+        output: key, attribute or index of the logits, where the model returns more.
 
     Raises:
         ValueError: no batches.
@@ -25,9 +30,9 @@ def predict(model: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> tuple[Te
     logits, labels = [], []
     with evaluating(model):
         for inputs, target in batches:
-            output = call(model, inputs)
-            output = output[0] if isinstance(output, tuple) else output
-            whole = all_gather(output.float(), len(target)) if several else output.float()
+            found = pick(call(model, inputs), output)
+            found = found[0] if isinstance(found, tuple) else found
+            whole = all_gather(found.float(), len(target)) if several else found.float()
             logits.append(whole.cpu())
             labels.append(target.cpu())
     if not logits:
@@ -44,3 +49,8 @@ def accuracy(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
         best = chosen[logits[keep][:, chosen].argmax(1)]
         return (best == labels[keep]).double().mean().item()
     return (logits.argmax(1) == labels).double().mean().item()
+
+
+def guess_accuracy(labels: Tensor) -> float:
+    """The accuracy of always saying the most frequent class of labels (S,): chance."""
+    return float(labels.bincount().max()) / len(labels)

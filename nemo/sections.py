@@ -265,6 +265,8 @@ class BudgetsParams(Of):
 
     def check(self, name: str, modular: list[str], subsets: list[str]) -> None:
         super().check(name, modular, subsets)
+        if self.of and self.equal == ["flops"] and self.flops_subsets == []:
+            raise ValueError(f"{name}.flops_subsets: [] measures nothing; accepted: at least one")
         known = {"subsets": subsets, "flops_subsets": self.subsets or subsets}
         for key, accepted in known.items():
             for subset in getattr(self, key) or ():

@@ -289,8 +289,14 @@ def stops():
     raise OSError("no more images")
 
 
+def endless():
+    return [(x * torch.nan, y) for x, y in pictures(2)]
+
+
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("batches", [stops, list, lambda: [(x[:1], y[:1]) for x, y in pictures(2)]])
+@pytest.mark.parametrize(
+    "batches", [stops, list, endless, lambda: [(x[:1], y[:1]) for x, y in pictures(2)]]
+)
 def test_after_an_error_a_model_is_what_it_was(batches, training):
     modular, masks = masked()
     modular.train()(pictures(1)[0][0])
@@ -301,7 +307,9 @@ def test_after_an_error_a_model_is_what_it_was(batches, training):
         lambda: bn_for_cuts(modular, masks, batches()),
         lambda: recalibrate_bn(modular.model, batches()),
     ):
-        with pytest.raises((OSError, ValueError), match=r"no more images|no batch has two images"):
+        with pytest.raises(
+            (OSError, ValueError), match=r"no more images|no batch has two|not finite"
+        ):
             run()
         assert before == [(m.training, getattr(m, "momentum", None)) for m in modular.modules()]
         assert all(torch.equal(known[n], value) for n, value in modular.state_dict().items())
@@ -329,6 +337,19 @@ def test_what_has_no_statistics_for_cuts_is_refused(change, message):
         bn_for_cuts(modular, masks.select([0, 1]), batches)
     with pytest.raises(ValueError, match=r"accepted: what nemo\.modularize returns"):
         bn_for_cuts(modular.model, masks, batches)
+
+
+def test_images_of_another_type_are_converted():
+    modular, _ = masked()
+    found = []
+    for type_ in (torch.float32, torch.float64):
+        recalibrate_bn(modular.model, [(x.to(type_), y) for x, y in pictures(2)])
+        found.append(modular.model.get_submodule("bn").running_mean.clone())
+    torch.testing.assert_close(*found)
+    with pytest.raises(
+        ValueError, match=r"a batch is a Tensor; accepted: a pair \(inputs, labels\)"
+    ):
+        recalibrate_bn(modular.model, [x for x, _ in pictures(2)])
 
 
 def test_draws_of_fewer_than_two_images_are_left_out():

@@ -83,7 +83,8 @@ def _curve(context: Context, name: str, lr: float | None) -> list[Row]:
         return [{**named, "epochs": e, **sizes, "note": str(error)} for e in asked.epochs]
     recalibrate_bn(model.to(bench.device), bench.train)
     named["make_seconds"] = bench.since(start)
-    _check_size(context, name, model)
+    if name != MODULE:
+        context.check_size(ALTERNATIVES.named(name), model)
     if lr is None:
         lr = bench.best_rate(model)
     named |= {"lr": lr, **_sizes(model, context.data)}
@@ -101,16 +102,6 @@ def _cut(context: Context) -> nn.Module:
 def _sizes(model: nn.Module, data: Prepared) -> Row:
     example = torch.zeros(1, 3, *data.size, device=next(model.parameters()).device)
     return {"parameters": count_parameters(model), "flops": count_flops(model, example)}
-
-
-def _check_size(context: Context, name: str, model: nn.Module) -> None:
-    """Raise ValueError where a model that must not be larger than the module is."""
-    size, budget = context.size(model), context.budget()
-    if name != MODULE and ALTERNATIVES.named(name).budget and size > budget:
-        raise ValueError(
-            f"budgets.kinds: {name} has {size} {context.equal} for {context.subset}; accepted: at "
-            f"most the {budget} of the module, or budget=False"
-        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from nemo.alternatives.context import Context
 from nemo.alternatives.rows import Row, kept_rows, tuned
 from nemo.cells import Cell, Layout
 from nemo.config import STANDARD, Params
-from nemo.cost import count_parameters
 from nemo.data import Prepared
 from nemo.module import files as modules
 from nemo.trained import WEIGHTS
@@ -44,11 +43,6 @@ def alternatives(params: Params, cell: Cell, data: Prepared, layout: Layout) -> 
 def _measure(kind: Alternative, context: Context) -> list[Row]:
     torch.manual_seed(context.cell.seed)
     model, subset = kind.make(context), context.subset
-    size, budget = count_parameters(model), context.budget()
-    if kind.budget and size > budget:
-        raise ValueError(
-            f"alternatives.kinds: {kind.name} has {size} parameters for {subset}; accepted: at "
-            f"most the {budget} of the module, or budget=False"
-        )
+    context.check_size(kind, model)
     row = tuned(model, context.params, context.cell, context.data, subset, kind.name)
     return [{"alternative": kind.name, "subset": subset, **row}]

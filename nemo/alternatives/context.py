@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from nemo.alternatives.registry import Alternative
 from nemo.cells import Cell, Layout
 from nemo.config import STANDARD, Params
 from nemo.cost import count_flops, count_parameters
@@ -65,6 +66,15 @@ class Context:
     def budget(self) -> int:
         """The size of the module."""
         return self.size(self.module())
+
+    def check_size(self, kind: Alternative, model: nn.Module) -> None:
+        """Raise ValueError where a model that must not be larger than the module is."""
+        size, budget = self.size(model), self.budget()
+        if kind.budget and size > budget:
+            raise ValueError(
+                f"{self.section}.kinds: {kind.name} has {size} {UNITS[self.equal]} for "
+                f"{self.subset}; accepted: at most the {budget} of the module, or budget=False"
+            )
 
     def masks(self, modular: Modular) -> SubsetMasks:
         """What the module keeps of the trained cell that it is cut from."""

@@ -74,7 +74,7 @@ def kept_rows(
         "device": params.device,
         "recipe": measuring(params, cell, extra),
         "data": [data.sha256, data.flip, data.crop],
-        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "files": [_digest(file) for file in files],
     }
     with open_checkpoint(key) as checkpoint:
         file = checkpoint.folder / "rows.json"
@@ -87,3 +87,11 @@ def kept_rows(
             return rows[name]
 
         yield keep
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        stage = "train" if file.parent.name == "train" else "decompose"
+        raise FileNotFoundError(f"{file.parent}: not there; run `nemo {stage}` first") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _DEFAULTS = yaml.safe_load(files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8"))
 _count = click.IntRange(min=1)
 _positive = click.FloatRange(min=0, min_open=True)
-_share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+_share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)  # lets nan through
 
 
 def _tuned(name: str, kind: Any, text: str, key: str) -> Callable[..., Any]:
@@ -47,6 +48,7 @@ MEASURED = {  # test accuracies, in `info` of the module
     "subset": "parent, these classes:",
     "as_cut": "module, as cut:",
     "finetuned": "module, fine-tuned:",
+    "one_class": "most frequent class alone:",
 }
 
 
@@ -64,6 +66,12 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
         kind = "from 0 to 1" if zero else "above 0, at most 1"
         raise click.BadParameter(f"{text}: accepted: one or three numbers {kind}: 0.5,0.4,0.5")
     return numbers if len(numbers) == 3 else numbers * 3
+
+
+def _finite(context: Any, option: Any, number: float | None) -> float | None:
+    if number is not None and math.isnan(number):
+        raise click.BadParameter("nan is not in the range 0<x<1.")
+    return number
 
 
 @click.command()
@@ -91,7 +99,12 @@ def _channels(context: Any, option: Any, text: str | None) -> tuple[float, ...] 
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Of a trained model, which is cut as it is: safetensors, or torch's state_dict.",
 )
-@click.option("--keep", type=_share, help="With --weights: the module's share of the model, 0.3.")
+@click.option(
+    "--keep",
+    type=_share,
+    callback=_finite,
+    help="With --weights: the module's share of the model, 0.3.",
+)
 @click.option(
     "--of",
     type=click.Choice(["parameters", "flops"]),
@@ -190,8 +203,11 @@ def modularize(
             module = existing.make_module(params, data, modular, weights, out, click.echo, **size)
         click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
         show(card(module))
+        reached = module.info["test_accuracy"]
         for key, what in MEASURED.items():
-            click.echo(f"test accuracy of the {what:<24} {module.info['test_accuracy'][key]:.1%}")
+            click.echo(f"test accuracy of the {what:<25} {reached[key]:.1%}")
+        if reached["finetuned"] <= reached["one_class"]:
+            click.echo("nemo: the module knows nothing: one class for all is as good", err=True)
         click.echo(f"wrote {out}")
 
 
@@ -228,6 +244,9 @@ def _named_as_options() -> Iterator[None]:
         text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
         text = re.sub(r"^(classes|keep|device): ", r"--\1: ", text, flags=re.M)
         text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
+        text = re.sub(
+            r"; name one: output=.*", "; accepted: a model that returns only logits", text
+        )
         text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
         text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
         for key, name in TUNED.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from nemo.cut.decomposer import decompose
 from nemo.masking.generators import Modular, as_modular
 from nemo.masking.observed import Observed, choose
+from nemo.masking.selectors import SELECTORS
 from nemo.module.decomposed import DecomposedModule
 
 SIZES = ("parameters", "flops")
@@ -47,8 +49,13 @@ def shrink(
     """
     if of not in SIZES:
         raise ValueError(f"of: {of!r}; accepted: {', '.join(SIZES)}")
-    if not 0 < keep < 1:
-        raise ValueError(f"keep: {keep}; accepted: a share of the {of}, above 0 and below 1")
+    if not isinstance(keep, Real) or not 0 < keep < 1:
+        raise ValueError(f"keep: {keep!r}; accepted: a share of the {of}, above 0 and below 1")
+    if "keep" not in SELECTORS.named(selector).params.model_fields:
+        raise ValueError(
+            f"selector: {selector!r} has no setting keep; accepted: taylor, activation, or one of "
+            "yours that has it"
+        )
     modular = as_modular(modular)
     observed, best, share = Observed(modular, loader), None, 1.0
     low, high = 0.0, 1.0  # shares of neurons: of a module that fits, and of one that may not

@@ -24,13 +24,14 @@ def positions(classes: Any) -> list[int]:
 
 
 def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
-    """The batches. Raise ValueError at one that is not (inputs, labels)."""
+    """The batches, but for empty ones. Raise ValueError at one that is not (inputs, labels)."""
     for batch in loader:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             kind = type(batch).__name__
             raise ValueError(f"a batch is a {kind}{count}; accepted: a pair (inputs, labels)")
-        yield batch[0], batch[1]
+        if getattr(batch[1], "shape", None) != (0,):
+            yield batch[0], batch[1]
 
 
 def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:

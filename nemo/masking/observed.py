@@ -90,7 +90,7 @@ def class_masks(
 
     Raises:
         ValueError: no modular model, no such selector or setting, no batches of (inputs, labels),
-            or a class without samples.
+            a label that is no class of the model, or a class without samples.
     """
     if threshold is not None or selector == "frequency":
         settings["threshold"] = 0.9 if threshold is None else threshold
@@ -113,16 +113,20 @@ def choose(observed: Observed, selector: str, settings: Mapping[str, Any]) -> Cl
             f"its settings: {accepted}"
         ) from None
     masks = chosen.choose(observed, params)
-    observed.once("unseen", lambda: _warn_of_unseen(observed.modular, masks.num_classes))
+    observed.once("unseen", lambda: _check_classes(observed.modular, masks.num_classes))
     return masks
 
 
-def _warn_of_unseen(modular: Modular, seen: int) -> None:
-    """Of classes above the largest label; those below it are an error."""
+def _check_classes(modular: Modular, seen: int) -> None:
+    """Warn of the model's classes above the largest label, and refuse labels above those."""
     takes, like = modular.takes, next(modular.parameters())
     with evaluating(modular), torch.no_grad():
         logits = takes.run(modular.model, takes.lowest(1, like))
-    if logits.ndim == 2 and seen < logits.shape[1]:
+    if logits.ndim != 2:
+        return
+    if seen > logits.shape[1]:
+        raise ValueError(f"labels hold {seen - 1}; accepted: 0..{logits.shape[1] - 1}")
+    if seen < logits.shape[1]:
         last = logits.shape[1] - 1
         which = f"class {last}" if seen == last else f"classes {seen}..{last}"
         warnings.warn(f"no sample of {which} of the model: no masks of them", stacklevel=6)

@@ -56,7 +56,9 @@ def _made(name: str, factory: Callable[..., Any], arguments: Mapping[str, Any]) 
 
     made = _called(name, factory, **arguments)
     if not isinstance(made, nn.Module):
-        raise ValueError(f"{name}: it returns a {type(made).__name__}; accepted: an nn.Module")
+        raise ValueError(
+            f"{name}: it returns an object of type {type(made).__name__}; accepted: an nn.Module"
+        )
     return made
 
 

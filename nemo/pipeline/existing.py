@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nemo.calibration import batch_norms, recalibrate_bn, training_batches
 from nemo.config import Params
 from nemo.cut import shrink
 from nemo.data import Batches, Prepared, Split, parse_subset
@@ -25,11 +26,11 @@ from nemo.masking.generators import Modular
 from nemo.models import family_of
 from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import save
-from nemo.predict import accuracy, predict
+from nemo.predict import accuracy, guess_accuracy, predict
 from nemo.training.finetune import finetune
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints that hold the weights
-PREFIXES = ("module.", "_orig_mod.")  # of models in DataParallel, and of compiled ones
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 ACCEPTED = "accepted: a state_dict, as safetensors or by torch.save(model.state_dict(), FILE)"
 
 
@@ -40,9 +41,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
         ValueError: it cannot be read, or holds none of this model; the message has the difference.
     """
     state, own = _unwrapped(_read(file), file), model.state_dict()
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state) and not own.keys() & state.keys():
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while not own.keys() & state.keys():
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     optional = {name for name in own if name.endswith("num_batches_tracked")}  # not in old files
     wrong = [
         f"{what} {len(names)} tensors, such as {min(names)}"
@@ -59,6 +62,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
     ][:1]
     if wrong:
         raise ValueError(f"{file}: not the weights of this model: {'; '.join(wrong)}")
+    endless = [name for name, value in state.items() if not value.isfinite().all()]
+    if endless:
+        raise ValueError(f"{file}: {min(endless)} is not finite; accepted: finite weights")
     model.load_state_dict(own | state)
 
 
@@ -113,16 +119,22 @@ def make_module(
     def batches(split: Split) -> Batches:
         return Batches(split, data.mean, data.std, 256, device=device)
 
-    parent = predict(model, batches(data.splits["test"]))
+    parent = predict(model, batches(data.splits["test"]), modular.takes.output)
     measured = {"all": accuracy(*parent), "subset": accuracy(*parent, classes=classes)}
     _check_learned(measured["all"], data, weights)
     say(f"cutting {subset}: some modules, until the size is right")
     module = shrink(modular.to(device), batches(data.splits["train"]), classes, **size)
     own = data.restrict(classes)
     test = batches(own.splits["test"])
+    measured["one_class"] = guess_accuracy(own.splits["test"].labels)
+    seed = params.seeds[0]
+    if params.decompose.recalibrate_bn and batch_norms(module):
+        size_of_batch = params.finetune.batch_size
+        recalibrate_bn(module.to(device), training_batches(own, size_of_batch, device, seed))
+        module.info["recalibrated_bn"] = True
     measured["as_cut"] = accuracy(*predict(module.to(device), test))
     say(f"fine-tuning {subset}")
-    family, seed = family_of(params.models[0], model), params.seeds[0]
+    family = family_of(params.models[0], model)
     _, tuned = finetune(module, own, family, params, seed, f"{params.models[0]} {subset}")
     measured["finetuned"] = accuracy(*predict(module, test))
     module.info |= {
@@ -141,8 +153,7 @@ def make_module(
 
 def _check_learned(reached: float, data: Prepared, weights: Path) -> None:
     """Raise ValueError if the parent's test accuracy is no better than one class for all."""
-    labels = data.splits["test"].labels
-    chance = float(labels.bincount().max()) / len(labels)
+    chance = guess_accuracy(data.splits["test"].labels)
     if reached <= chance:
         raise ValueError(
             f"{weights}: test accuracy {reached:.1%} on these images is no better than always "

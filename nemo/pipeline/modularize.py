@@ -32,7 +32,7 @@ from nemo.module.decomposed import DecomposedModule
 from nemo.module.files import load, save
 from nemo.pipeline import decompose, finetune, masks
 from nemo.pipeline.existing import load_weights
-from nemo.predict import accuracy, predict
+from nemo.predict import accuracy, guess_accuracy, predict
 from nemo.recipe import recipe
 from nemo.sections import SOURCES
 from nemo.trained import load_cell
@@ -191,7 +191,7 @@ def make_module(
 
     `info["test_accuracy"]` of the module holds top-1 accuracies on the test images, in [0, 1]: of
     the parent with its soft masks on `all` its classes and on those of the `subset`, of the module
-    `as_cut` and `finetuned`.
+    `as_cut` and `finetuned`; and of always saying the most frequent of its classes, `one_class`.
     """
     cell, (subset, text) = cell_of(params), next(iter(params.subsets.items()))
     classes, device = parse_subset(text, data.classes), resolve_device(params.device)
@@ -213,6 +213,7 @@ def make_module(
         "subset": accuracy(*parent, classes=classes),
         "as_cut": accuracy(*predict(as_cut.to(device), test)),
         "finetuned": accuracy(*predict(module.to(device), test)),
+        "one_class": guess_accuracy(own.labels),
     }
     with new_folder(out) as folder:
         save(module, folder)

@@ -77,7 +77,7 @@ def _train_step(
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(wrong + " ".join(str(error).split())) from error
     if not bool(loss.isfinite()):
-        raise ValueError(f"{wrong}the loss of its first step is {float(loss)}")
+        raise ValueError(f"{wrong}the loss of its first step is {loss.item()}")
 
 
 def _enliven(model: nn.Module, random: torch.Generator) -> None:

@@ -30,12 +30,22 @@ def diagnose(results: Results, cells: list[CellResult] | None = None) -> list[Fl
     flags: list[Flag] = []
     for result in results.cells if cells is None else cells:
         if result.modular:
+            flags += _idle(result)
             flags += _cell_flags(result, measured(results.subject(result)))
             for module in result.modules:
                 row = module.metrics | measured(results.subject(result, module))
                 where = f"{result.cell.name}, classes {module.subset}"
                 flags += [Flag(where, *rest) for rest in _module_flags(row, _pull(result))]
     return flags
+
+
+def _idle(result: CellResult) -> Iterator[Flag]:
+    """Parts of the loss that waited for the task loss until the end."""
+    last, advice = result.history[-1], "more train.epochs, or another train.lr"
+    if last.get("penalty_share") == 0:
+        yield Flag(result.cell.name, "the loss on masks never counted", advice)
+    if "cut_loss" in last and not any(row.get("cut_loss") for row in result.history):
+        yield Flag(result.cell.name, "the cut pass never ran", advice)
 
 
 def _pull(result: CellResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from nemo.config import STANDARD, Params
 from nemo.cost import count_parameters
 from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
-from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
+from nemo.distributed import broadcast_from_main, is_main, main_only, rank_and_world_size
+from nemo.fields import ParamsError
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
 from nemo.masking.objectives import OBJECTIVES, Objective, Remembers
 from nemo.models import DeitShape, build_model, family_named, family_of
 from nemo.models.registry import Shape
-from nemo.predict import accuracy, predict
+from nemo.predict import accuracy, guess_accuracy, predict
 from nemo.provenance import provenance
 from nemo.recipe import training
 from nemo.sections import TrainParams
@@ -68,26 +70,39 @@ def train_cell(
     with main_only(open_checkpoint(key)) as checkpoint, main_only(new_folder(out)) as folder:
         model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch, begin)
         if params.train.at_chance == "fail":
-            check_learned(history[-1]["val_accuracy"], data, params.base_of(cell.method), cell.name)
+            check_learned(history[-1], data, params.base_of(cell.method), cell.name)
+        if is_main():
+            for line in idle(history):
+                print(f"nemo: {cell.name}: {line}", file=sys.stderr)
         if folder is not None:
             _write(folder, model, history, _describe(params, cell, data, shape, key["settings"]))
 
 
-def check_learned(accuracy: float, data: Prepared, method: Objective, name: str) -> None:
-    """Raise AtChanceError if an accuracy on the validation images is no better than always saying
-    their most frequent class."""
-    labels = data.splits["val"].labels
-    chance = float(labels.bincount().max()) / len(labels)
+def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> None:
+    """Raise AtChanceError if a model's last epoch is no better on the validation images than
+    always saying their most frequent class."""
+    accuracy, chance = last["val_accuracy"], guess_accuracy(data.splits["val"].labels)
     if accuracy <= chance:
         fields = method.params.model_fields if method.modular and method.params else {}
         tries = ["more train.epochs", "another train.lr"]
-        tries += [f"a smaller {method.pull}"] if method.pull else []
-        tries += [f"a longer {method.section}.warmup"] if "warmup" in fields else []
+        if last.get("penalty_share") != 0:  # else the loss on masks is not to blame
+            tries += [f"a smaller {method.pull}"] if method.pull else []
+            tries += [f"a longer {method.section}.warmup"] if "warmup" in fields else []
         raise AtChanceError(
             f"{name}: validation accuracy {100 * accuracy:.1f} % is no better than always saying "
             f"the most frequent class ({100 * chance:.1f} %); try {', '.join(tries[:-1])} or "
             f"{tries[-1]}"
         )
+
+
+def idle(history: list[Row]) -> list[str]:
+    """What params ask for, and what never acted: masks may be those of an untrained generator."""
+    lines, why = [], f"in {len(history)} epochs; try more train.epochs, or another train.lr"
+    if history[-1].get("penalty_share") == 0:
+        lines.append(f"the loss on masks waited for the task loss, and never counted {why}")
+    if "cut_loss" in history[-1] and not any(row["cut_loss"] for row in history):
+        lines.append(f"the cut pass never ran {why}")
+    return lines
 
 
 def _write(folder: Path, model: nn.Module, history: list[Row], about: dict[str, Any]) -> None:
@@ -127,7 +142,7 @@ def _standard(params: Params, cell: Cell, data: Prepared, shape: Shape, role: st
                 params, cell, data, shape, teacher, checkpoint, lambda epoch, row: None
             )
             if params.train.at_chance == "fail":
-                check_learned(history[-1]["val_accuracy"], data, OBJECTIVES[STANDARD], cell.name)
+                check_learned(history[-1], data, OBJECTIVES[STANDARD], cell.name)
             if checkpoint:
                 unfinished = saved.with_suffix(".partial")
                 save_weights(trained, unfinished)
@@ -173,20 +188,26 @@ def _train(
     def validate() -> Row:
         return {name: accuracy(*predict(model, images)) for name, images in watched.items()}
 
-    labels = data.splits["train"].labels
+    drawn: Any = {"per_class": params.train.per_class, "steps": params.train.steps}
+    size, labels = params.train.batch_size, data.splits["train"].labels
+    batches = training_batches(data, size, device, cell.seed, **options, **drawn)
     section = params.section(method.section)
     cut_pass = None
     if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
+        if section.cut.every > len(batches):
+            raise ParamsError(
+                f"{method.section}.cut.every: {section.cut.every}; accepted: at most the "
+                f"{len(batches)} steps of an epoch"
+            )
         epochs = params.train.epochs.of(family)
         cut_pass = CutPass(section.cut, model.layers, len(data.classes), epochs, cell.seed, device)
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
         task.penalty.begin(model.layers, len(data.classes), device)
-    drawn: Any = {"per_class": params.train.per_class, "steps": params.train.steps}
     history = fit(
         model,
         task,
-        training_batches(data, params.train.batch_size, device, cell.seed, **options, **drawn),
+        batches,
         Plan.of(params.train, family),
         device=device,
         validate=validate,

@@ -211,6 +211,10 @@ def test_the_stage_is_there_for_the_methods_that_ask_for_it_alone(resnet):
     [
         ({"kinds": ["dance"]}, r"budgets.kinds: unknown alternative 'dance'; accepted"),
         ({"epochs": []}, r"budgets.epochs: "),
+        (
+            {"equal": ["flops"], "flops_subsets": []},
+            r"budgets.flops_subsets: \[\] measures nothing",
+        ),
         ({"epochs": [1, 1]}, r"budgets.epochs: \[1.0, 1.0\] names something twice"),
         ({"equal": ["bytes"]}, r"budgets.equal.0: "),
         ({"subsets": ["0-4"]}, r"budgets.subsets: '0-4' is not measured here; accepted: 3\+1"),

@@ -80,7 +80,11 @@ def test_a_share_of_the_flops(modular):
         ),
         ({"keep": 1}, "^keep: 1; accepted: a share of the parameters, above 0 and below 1$"),
         ({"keep": 0.5, "of": "bytes"}, "^of: 'bytes'; accepted: parameters, flops$"),
-        ({"keep": 0.5, "selector": "frequency"}, "^frequency: .*; its settings: threshold$"),
+        (
+            {"keep": "0.3"},
+            "^keep: '0.3'; accepted: a share of the parameters, above 0 and below 1$",
+        ),
+        ({"keep": 0.5, "selector": "frequency"}, "^selector: 'frequency' has no setting keep; acc"),
         ({"keep": 0.5, "selector": "tailor"}, "tailor"),
     ],
 )

@@ -131,11 +131,68 @@ def test_labels_of_another_shape_are_refused(net, loader, selector):
         nemo.shrink(modular, column, [0], keep=0.5, selector=selector)
 
 
-def test_a_label_that_is_no_class_of_the_model_is_named(net, loader):
+@pytest.mark.parametrize(
+    "settings", [{"selector": "taylor", "keep": 0.5}, {"selector": "activation", "keep": 0.5}, {}]
+)
+def test_a_label_that_is_no_class_of_the_model_is_named(net, loader, settings):
     modular = nemo.modularize(net, loader[0][0])
-    more = [(images, labels + 2) for images, labels in loader]
+    more = [*loader, (loader[0][0], torch.full((4,), 3))]
     with pytest.raises(ValueError, match=r"^labels hold 3; accepted: 0\.\.2$"):
-        nemo.class_masks(modular, more, selector="taylor", keep=0.5)
+        nemo.class_masks(modular, more, **settings)
+
+
+class Behind(Net):
+    """No gradient reaches the first layers, or the last one decides nothing."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.side = nn.Conv2d(6, 7, 1)
+
+    def forward(self, x):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.how != "no_grad"):
+            y = torch.relu(self.norm(self.conv(torch.relu(self.stem(x)))))
+        if self.how == "detach":
+            y = y.detach()
+        tokens = torch.relu(self.mix(y.flatten(2).mT)).mean(1)
+        return {"side": self.side(y), "logits": self.fc(tokens)}
+
+
+@pytest.mark.parametrize(
+    ("how", "layers"), [("no_grad", "conv"), ("detach", "conv"), ("side", "side")]
+)
+def test_layers_that_no_gradient_reaches_are_named(loader, how, layers):
+    torch.manual_seed(0)
+    network = Behind(how).double()
+    modular = nemo.modularize(network, loader[0][0], output="logits")
+    with pytest.raises(ValueError, match=f"^selector: no gradient reaches .*{layers}.*; accepted"):
+        nemo.shrink(modular, loader, [0, 2], keep=0.5)
+    if how == "no_grad":
+        return
+    module = nemo.shrink(modular, loader, [0, 2], keep=0.5, selector="activation")
+    assert module.certificate["error"] < 1e-9
+
+
+@pytest.mark.parametrize("selector", ["taylor", "activation"])
+def test_scores_that_are_not_finite_choose_nothing(net, loader, selector):
+    modular = nemo.modularize(net, loader[0][0])
+    endless = [(images * torch.nan, labels) for images, labels in loader]
+    with pytest.raises(ValueError, match=r"^\w+: scores are not finite"):
+        nemo.class_masks(modular, endless, selector=selector, keep=0.5)
+
+
+def test_taylor_needs_a_row_of_logits_for_each_label(loader):
+    network = nn.Sequential(nn.Flatten(2), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    modular = nemo.modularize(network, loader[0][0])
+    with pytest.raises(ValueError, match=r"^taylor: logits are \(4, 3, 3\); accepted: \(B, C\)"):
+        nemo.class_masks(modular, loader, selector="taylor", keep=0.5)
+
+
+def test_a_batch_of_no_images_counts_for_nothing(net, loader):
+    modular, nothing = nemo.modularize(net, loader[0][0]), (torch.zeros(0, 3, 8, 8), torch.zeros(0))
+    with_it = [*loader, (nothing[0].double(), nothing[1].long())]
+    masks = [nemo.class_masks(modular, batches, threshold=0.5) for batches in (loader, with_it)]
+    assert all(torch.equal(masks[0][layer], masks[1][layer]) for layer in modular.layers)
 
 
 @pytest.mark.parametrize(("classes", "which"), [(2, "class 2"), (1, "classes 1..2")])

@@ -27,6 +27,13 @@ def net(width=16, classes=10):
     layers += [*block(2 * width, 4 * width), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4 * width, classes))
 
+class Named(nn.Sequential):
+    def forward(self, x):
+        return {"logits": super().forward(x)}
+
+def named():
+    return Named(*net())
+
 def broken():
     raise RuntimeError("no\\nway")
 
@@ -64,6 +71,8 @@ def project(tmp_path_factory):
     torch.save({k: v for k, v in state.items() if k != "0.weight"}, root / "part.pt")
     turned = {k: v.flip(0) if k.startswith("13.") else v for k, v in state.items()}
     torch.save(turned, root / "turned.pt")  # its classes run from 9 to 0
+    torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, root / "wrapped.pt")
+    torch.save(state | {"13.bias": state["13.bias"] * torch.nan}, root / "endless.pt")
     known = set(MODELS)
     yield root
     sys.path[:] = [place for place in sys.path if place != str(root)]
@@ -111,6 +120,34 @@ def test_a_trained_model_becomes_a_module_of_the_wanted_size(inside):
     assert f"{16 + masked + 10} of 122, of all layers; those that are not masked count" in shown
 
 
+def test_what_is_measured_as_cut_has_batchnorm_estimated_anew(inside):
+    from digit_nets import net
+
+    command = [*WHAT, "--model", "digit_nets:named", "--weights", "trained.pt", "--keep", "0.3"]
+    result = run(*command, "--classes", "3+5", "--finetune-epochs", "1", "--out", "named")
+    assert result.exit_code == 0, result.output
+    model = net()
+    load_weights(model, inside / "trained.pt")
+    data = load("nemo-work/data/digits").restrict([3, 5])
+    pixels = {
+        name: (split.images[:].float() / 255 - MEAN) / STD for name, split in data.splits.items()
+    }
+    modular = nemo.modularize(model.eval(), example=pixels["train"][:2])
+    every = [((load("nemo-work/data/digits").splits["train"].images[:].float() / 255 - MEAN) / STD,
+              load("nemo-work/data/digits").splits["train"].labels)]  # fmt: skip
+    module = nemo.shrink(modular, every, [3, 5], keep=0.3)
+    labels, reached = data.splits["test"].labels, []
+    for _ in range(2):
+        with torch.no_grad():
+            logits = module.eval()(pixels["test"])
+        reached.append((logits.argmax(1) == labels).double().mean().item())
+        nemo.recalibrate_bn(module, [(pixels["train"], data.splits["train"].labels)])
+    measured = nemo.load("named").info["test_accuracy"]
+    assert measured["as_cut"] == pytest.approx(reached[1], abs=0.03)
+    assert measured["one_class"] == pytest.approx(labels.bincount().max().item() / len(labels))
+    assert f"the most frequent class alone: {measured['one_class']:.1%}" in result.output
+
+
 def test_a_function_of_ones_own_can_be_trained_modularly(inside):
     command = ["--model", "digit_nets:net", "--shape", "width=8", "--data", "digits"]
     result = run(*command, "--epochs", "2", "--finetune-epochs", "1", "--out", "own")
@@ -127,13 +164,15 @@ def test_a_function_of_ones_own_can_be_trained_modularly(inside):
 def test_the_same_weights_from_both_kinds_of_file(inside):
     from digit_nets import net
 
-    models = [net(), net()]
-    load_weights(models[0], inside / "trained.pt")
-    load_weights(models[1], inside / "trained.safetensors")
+    models = [net(), net(), net()]
+    for model, file in zip(
+        models, ("trained.pt", "trained.safetensors", "wrapped.pt"), strict=True
+    ):
+        load_weights(model, inside / file)
     images, labels = digits()
     with torch.no_grad():
-        first, second = (model.eval()(images) for model in models)
-    assert torch.equal(first, second)
+        first, *others = (model.eval()(images) for model in models)
+    assert all(torch.equal(first, other) for other in others)
     assert (first.argmax(1) == labels).double().mean() > 0.9
 
 
@@ -148,6 +187,7 @@ WIDTH = "trained.pt: not the weights of this model: "
         (["--weights", "part.pt"], LACKS),
         (["--weights", "whole.pt"], "whole.pt: holds more than tensors, or is damaged; "),
         (["--weights", "turned.pt"], "is the order of its classes 0, 1, 2, 3, 4, ..., and are"),
+        (["--weights", "endless.pt"], "endless.pt: 13.bias is not finite; accepted: finite weigh"),
         (["--shape", "width=8"], WIDTH),
         (["--shape", "classes=7"], "13.bias is (10,), and the model's (7,)"),
         (["--shape", "depth=7"], "digit_nets:net: TypeError: net() got an unexpected keyword"),
@@ -155,7 +195,10 @@ WIDTH = "trained.pt: not the weights of this model: "
         (["--model", "digit_nets:number"], "digit_nets:number: digit_nets has no function number"),
         (["--model", "digit_nets:broken"], "digit_nets:broken: RuntimeError: no way"),
         (["--model", "digit_nets.net"], "timm/NAME, package.module:function"),
-        (["--model", "builtins:dict"], "builtins:dict: it returns a dict; accepted: an nn.Module"),
+        (
+            ["--model", "builtins:dict"],
+            "builtins:dict: it returns an object of type dict; accepted: an nn.Module",
+        ),
         (["--model", "no.where:net"], "no.where:net: ModuleNotFoundError: No module named 'no'"),
         (["--model", "timm/resnet10t", "--shape", "nonsense=1"], NONSENSE),
         (["--keep", "0.01"], "--keep: 0.01 of the parameters, and one neuron a layer and class"),
@@ -178,6 +221,7 @@ def test_a_mistake_is_one_line(inside, changes, line):
             ["--weights", "trained.pt", "--keep", "0.3", "--epochs", "3"],
             "--epochs: decides nothing",
         ),
+        (["--weights", "trained.pt", "--keep", "nan"], "nan is not in the range 0<x<1"),
         (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: one or"),
         (["--weights", "trained.pt", "--keep", "0.3", "--std", "0"], "0: accepted: one or three"),
         (["--weights", "trained.pt", "--keep", "0.3", "--mean", "-.1"], "numbers from 0 to 1"),

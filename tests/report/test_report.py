@@ -273,6 +273,8 @@ def test_the_headline_follows_the_numbers(tmp_path: Path) -> None:
         ("nemo", "metrics", None, {"coupling": 0.81}, "coupling 0.810"),
         ("mwt", "metrics", None, {"cohesion": 0.42}, "cohesion 0.420"),
         ("mwt", "metrics", None, {"dead_layers": 4}, "4 of 12 masked layers"),
+        ("nemo", "history", -1, {"penalty_share": 0.0}, "the loss on masks never counted"),
+        ("nemo", "history", -1, {"cut_loss": 0.0}, "the cut pass never ran"),
         ("nemo", "modules", 1, {"accuracy": 0.7}, "from 50.0 to 70.0 %, 25.0 points below"),
         ("mwt", "modules", 0, {"certificate": 1e-3}, "certificate 1.0e-03"),
         ("mwt", "modules", 0, {"vacuous": True}, "hardly vary"),

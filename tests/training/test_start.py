@@ -15,7 +15,7 @@ from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.models import build_model
 from nemo.recipe import recipe
 from nemo.trained import WEIGHTS
-from nemo.training.cell import AtChanceError, check_learned, train_cell
+from nemo.training.cell import AtChanceError, check_learned, idle, train_cell
 
 QUICK = load_params("profiles/quick.yaml").model_dump(exclude_unset=True)
 STILL = {"train.epochs": 1, "train.lr": 1e-30, "train.weight_decay": 0.0}  # moves no weight
@@ -92,5 +92,35 @@ def test_what_to_try_names_keys_that_there_are():
     }
     for method, advice in tries.items():
         with pytest.raises(AtChanceError) as error:
-            check_learned(0.0, noise(), method, "cell")
+            check_learned({"val_accuracy": 0.0}, noise(), method, "cell")
         assert str(error.value).endswith(advice)
+    never = {"val_accuracy": 0.0, "penalty_share": 0.0}
+    with pytest.raises(AtChanceError, match=r"try more train\.epochs or another train\.lr$"):
+        check_learned(never, noise(), OBJECTIVES["nemo"], "cell")
+
+
+def test_parts_of_the_loss_that_never_acted_are_named(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    loss = {**QUICK["loss"], "warmup": 4, "cut": {"weight": 1.0}}
+    own = check_params({**params().model_dump(exclude_unset=True), "loss": loss})
+    train_cell(own, Cell("digits", "resnet18", "nemo", 3), noise(), tmp_path / "nemo")
+    said = capsys.readouterr().err.splitlines()
+    name = "nemo: digits/resnet18/nemo-3: "
+    assert [line[: len(name) + 17] for line in said if line.startswith(name)] == [
+        f"{name}the loss on masks", f"{name}the cut pass neve",
+    ]  # fmt: skip
+    assert (
+        idle([{"penalty_share": 0.0, "cut_loss": 0.0}, {"penalty_share": 0.5, "cut_loss": 1}]) == []
+    )
+    assert idle([{"task": 1.0}]) == []
+
+
+def test_a_cut_pass_runs_at_least_once_an_epoch(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loss = {**QUICK["loss"], "cut": {"weight": 1.0, "every": 2}}
+    own = check_params({**params().model_dump(exclude_unset=True), "loss": loss})
+    with pytest.raises(
+        ParamsError, match=r"^loss.cut.every: 2; accepted: at most the 1 steps of an"
+    ):
+        train_cell(own, Cell("digits", "resnet18", "nemo", 3), noise(), tmp_path / "nemo")
+    assert not (tmp_path / "nemo").exists()

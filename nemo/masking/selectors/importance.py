@@ -53,6 +53,9 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
 
     Both are gradients for masks of ones: that of the loss is the sum of output * gradient that a
     mask acts on, and that of the sum of |output| * mask is |output|.
+
+    Raises:
+        ValueError: labels do not fit, or a layer's masks do not reach the loss by gradient.
     """
     import torch
     import torch.nn.functional as F
@@ -79,12 +82,31 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
             with torch.enable_grad(), acting(model, modular.sites, masks, scale):
                 logits = pick(call(model, moved(inputs, like)), modular.takes.output)
                 if by_gradient:
+                    if logits.ndim != 2 or len(logits) != len(labels):
+                        shape = tuple(logits.shape)
+                        raise ValueError(f"taylor: logits are {shape}; accepted: (B, C), B labels")
                     check_labels(labels, {}, logits.shape[1])
                     total = F.cross_entropy(logits, labels, reduction="sum")
                 else:
                     total = torch.stack(magnitudes).sum()
-            grads = torch.autograd.grad(total, list(masks.values()))
-            yield {k: grad.abs() for k, grad in zip(masks, grads, strict=True)}, labels
+            yield _magnitudes_of_gradients(total, masks), labels
+
+
+def _magnitudes_of_gradients(total: Tensor, masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """{layer: (B, N_l)}. Raise ValueError where no gradient reaches a layer: nothing is known of
+    its neurons, which need not be idle."""
+    import torch
+
+    grads: Any = [None] * len(masks)
+    if total.requires_grad:
+        grads = torch.autograd.grad(total, list(masks.values()), allow_unused=True)
+    cut_off = [layer for layer, grad in zip(masks, grads, strict=True) if grad is None]
+    if cut_off:
+        raise ValueError(
+            f"selector: no gradient reaches {', '.join(cut_off)}; accepted: layers without "
+            "no_grad; of taylor also without detach, and on the way to the logits"
+        )
+    return {layer: grad.abs() for layer, grad in zip(masks, grads, strict=True)}
 
 
 def _top(scores: dict[str, Tensor], keep: float) -> ClassMasks:
@@ -96,6 +118,8 @@ def _top(scores: dict[str, Tensor], keep: float) -> ClassMasks:
 
     masks = {}
     for layer, mean in scores.items():
+        if not mean.isfinite().all():
+            raise ValueError(f"{layer}: scores are not finite: are its weights, and the inputs?")
         kept = max(1, round(keep * mean.shape[1]))
         order = mean.argsort(dim=1, descending=True, stable=True)[:, :kept]
         masks[layer] = torch.zeros_like(mean, dtype=torch.bool).scatter(1, order, True)
