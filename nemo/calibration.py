@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
-from nemo.masking.labels import pairs
-from nemo.signature import call, evaluating, moved
+from nemo.signature import call, evaluating, moved, pairs
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
 

@@ -27,8 +27,8 @@ from nemo.calibration import batch_norms, estimating_bn, norms_of
 from nemo.data.subsets import draw_subset
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular, as_modular
-from nemo.masking.labels import check_labels, pairs, positions
-from nemo.signature import call, moved, rows
+from nemo.masking.labels import check_labels, positions
+from nemo.signature import call, moved, pairs, rows
 
 # with fewer draws, or a sharpness of 8 or 32, modules are less accurate: reports/LOG.md
 DRAWS = 400

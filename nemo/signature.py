@@ -6,7 +6,7 @@ is the samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +143,17 @@ def moved(batch: Any, to: Any) -> Any:
     if isinstance(batch, (tuple, list)):
         return tuple(moved(tensor, to) for tensor in batch)
     return batch.to(to if batch.is_floating_point() or not isinstance(to, Tensor) else to.device)
+
+
+def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
+    """The batches, but for empty ones. Raise ValueError at one that is not (inputs, labels)."""
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+            kind = type(batch).__name__
+            raise ValueError(f"a batch is a {kind}{count}; accepted: a pair (inputs, labels)")
+        if getattr(batch[1], "shape", None) != (0,):
+            yield batch[0], batch[1]
 
 
 def rows(batch: Any, chosen: Tensor) -> Any:

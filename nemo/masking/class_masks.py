@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nemo.masking.labels import check_labels, pairs, positions
-from nemo.signature import call, evaluating, moved
+from nemo.masking.labels import check_labels, positions
+from nemo.signature import call, evaluating, moved, pairs
 
 STEP = 0.05  # by how much an empty layer lowers its threshold, and the last one it tries
 PAIR_BLOCK = 2048  # rows of samples that are compared at a time

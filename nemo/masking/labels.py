@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,17 +21,6 @@ def positions(classes: Any) -> list[int]:
     except TypeError:
         pass
     raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]")
-
-
-def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
-    """The batches, but for empty ones. Raise ValueError at one that is not (inputs, labels)."""
-    for batch in loader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            count = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-            kind = type(batch).__name__
-            raise ValueError(f"a batch is a {kind}{count}; accepted: a pair (inputs, labels)")
-        if getattr(batch[1], "shape", None) != (0,):
-            yield batch[0], batch[1]
 
 
 def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:

@@ -61,8 +61,8 @@ def _scores(observed: Observed, by_gradient: bool) -> Scores:
     import torch.nn.functional as F
 
     from nemo.masking.hooks import acting
-    from nemo.masking.labels import check_labels, pairs
-    from nemo.signature import call, evaluating, moved, pick
+    from nemo.masking.labels import check_labels
+    from nemo.signature import call, evaluating, moved, pairs, pick
 
     modular = observed.modular
     model, like = modular.model, next(modular.parameters())
