@@ -205,7 +205,7 @@ def modularize(
         show(card(module))
         reached = module.info["test_accuracy"]
         for key, what in MEASURED.items():
-            click.echo(f"test accuracy of the {what:<25} {reached[key]:.1%}")
+            click.echo(f"test accuracy of the {what:<26} {reached[key]:.1%}")
         if reached["finetuned"] <= reached["one_class"]:
             click.echo("nemo: the module knows nothing: one class for all is as good", err=True)
         click.echo(f"wrote {out}")
@@ -242,7 +242,7 @@ def _named_as_options() -> Iterator[None]:
     except (ValueError, ArithmeticError) as error:
         text = re.sub(r"^options: ", "", str(error), flags=re.M)
         text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
-        text = re.sub(r"^(classes|keep|device): ", r"--\1: ", text, flags=re.M)
+        text = re.sub(r"^(classes|keep|device|selector): ", r"--\1: ", text, flags=re.M)
         text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
         text = re.sub(
             r"; name one: output=.*", "; accepted: a model that returns only logits", text
