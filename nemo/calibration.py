@@ -19,7 +19,8 @@ AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' sta
 def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> None:
     """Estimate the running statistics of every BatchNorm anew, on these batches only.
 
-    A module's binary masks change what its layers receive; this moves no weight. The statistics
+    A module's binary masks change what its layers receive; this moves no weight. A BatchNorm that
+    is not called, such as one of an auxiliary head, stays as it is. The statistics
     become plain averages over the batches, which should be those of a training: mixed, since the
     images of one class vary less, and augmented, since the weights are used to that.
 
@@ -38,8 +39,9 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
 @contextmanager
 def estimating_bn(module: nn.Module) -> Iterator[None]:
     """Running statistics begin anew, as plain averages over the batches that follow. They are what
-    they were after an error, also one of these: nothing was seen, or they are not finite."""
-    norms, seen, finite = list(norms_of(module).values()), False, False
+    they were where nothing is seen, and all of them after an error, also one of these: none of them
+    saw anything, or they are not finite."""
+    norms, seen, finite = list(norms_of(module).values()), set[int](), False
     before = [(norm.momentum, norm.training, dict(batch_norms(norm))) for norm in norms]
     try:
         with evaluating(module):
@@ -48,12 +50,12 @@ def estimating_bn(module: nn.Module) -> Iterator[None]:
                 norm.momentum = None  # a cumulative average
                 norm.train()
             yield
-        seen = any(int(norm.get_buffer("num_batches_tracked")) for norm in norms)
+        seen = {id(norm) for norm in norms if int(norm.get_buffer("num_batches_tracked"))}
         finite = all(bool(value.isfinite().all()) for value in batch_norms(module).values())
     finally:
         for norm, (momentum, training, statistics) in zip(norms, before, strict=True):
             norm.momentum, norm.training = momentum, training
-            if not (seen and finite):
+            if not finite or id(norm) not in seen:
                 norm.load_state_dict(norm.state_dict() | statistics)
     if not seen:
         raise ValueError("no batch has two images of the classes, as BatchNorm's statistics need")

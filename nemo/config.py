@@ -96,8 +96,11 @@ class Params(Strict):
         base = self.base_of(method)
         if method not in self.variants:
             return self
-        raw = self.model_dump(exclude_unset=True)
-        for key, value in self.variants[method].items():
+        raw, changes = self.model_dump(exclude_unset=True), self.variants[method]
+        selector = self.masks.selector
+        if changes.get("masks.selector", selector) != selector:  # the other settings are its own
+            raw["masks"] = {k: v for k, v in raw["masks"].items() if k in MaskParams.model_fields}
+        for key, value in changes.items():
             if key != "method":
                 _override(raw, key, value, f"variants.{method}", base)
         return _validated(raw, f"variants.{method}.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
 from nemo.models.shapes import TimmShape
-from nemo.sections import Architectures, DataSource
 
 
 def describe(error: Any, raw: Any, kind: type[BaseModel]) -> str:
@@ -36,13 +35,15 @@ def _written_keys(loc: tuple[str | int, ...], raw: Any) -> list[str]:
 
 def _fields_at(keys: list[str], kind: Any) -> list[str]:
     """The keys that params.yaml accepts under `keys`."""
-    model: Any = kind
+    model, named = kind, False
     for key in keys:
-        field = model.model_fields.get(key)
+        field = None if named else model.model_fields.get(key)
         if field is not None:
-            model = _model_in(field.annotation)
-        else:  # a name of the user's own, or timm's
-            model = TimmShape if issubclass(model, Architectures) else DataSource
+            model, named = _model_in(field.annotation), get_origin(field.annotation) is dict
+        elif named:  # a name of the user's own
+            named = False
+        else:
+            model = TimmShape
     return sorted(model.model_fields)
 
 

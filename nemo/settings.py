@@ -22,6 +22,7 @@ from nemo.sections import TrainParams
 WHERE = {
     *("data.memory", "train.processes", "train.cuda_graphs", "train.at_chance"),
     *("finetune.processes", "finetune.cuda_graphs"),
+    *("start.processes", "start.cuda_graphs", "start.at_chance"),
 }
 # Of these the images themselves speak: another path to the same images gives the same results.
 ORIGIN = frozenset({"data.source", "data.title"})
@@ -73,9 +74,9 @@ def flat(groups: Mapping[str, Any], family: Family) -> dict[str, Any]:
 
 def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """How two settings differ, as files keep them, a line a key; the origin of the images does not
-    count."""
+    count, and older files have keys of `WHERE`."""
     made, now = (json.loads(json.dumps(rounded(dict(values)))) for values in (made, now))
-    keys = sorted(key for key in {*made, *now} - ORIGIN if made.get(key) != now.get(key))
+    keys = sorted(key for key in {*made, *now} - ORIGIN - WHERE if made.get(key) != now.get(key))
     return [f"made with {key} {made.get(key)}, and params have {now.get(key)}" for key in keys]
 
 

@@ -1,4 +1,4 @@
-"""Stages alternatives, gap, granularity and thresholds: what more the tables show of a cell.
+"""Stages alternatives, budgets, gap, granularity, thresholds: what more tables show of a cell.
 
 Arguments: NAME DATASET MODEL METHOD SEED.
 """

@@ -33,8 +33,9 @@ def given_up(params: Params, lock: Path) -> Iterator[Path]:
         wanted |= {layout.extra(cell, name).parent for name in asked}
     folders = {layout.cell(cell) for cell in cells(params)}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the file may be long
-    stages = yaml.load(lock.read_text(encoding="utf-8"), loader).get("stages", {})
-    for out in (Path(out["path"]) for stage in stages.values() for out in stage.get("outs", ())):
+    content = yaml.load(lock.read_text(encoding="utf-8"), loader) or {}
+    stages = content.get("stages", {}).values()
+    for out in (Path(out["path"]) for stage in stages for out in stage.get("outs", ())):
         if out not in wanted and folders.intersection(out.parents) and out.is_dir():
             yield out
 

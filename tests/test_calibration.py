@@ -366,3 +366,24 @@ def test_a_network_without_batchnorm_needs_no_image():
     found = bn_for_cuts(modular, masks, iter(lambda: 1 / 0, None))
     assert found.select([1]) == {}
     assert found.ready(modular, [1]).state_dict().keys() == modular.state_dict().keys()
+
+
+class TwoHeads(nn.Module):
+    """A second head that counts in train mode alone, as auxiliary classifiers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.first(x).mean((2, 3)) + (self.second(x).mean((2, 3)) if self.training else 0)
+
+
+def test_a_batchnorm_that_is_not_called_stays_as_it_is():
+    network = TwoHeads().eval()
+    network.second.running_mean.fill_(5.0)
+    network.second.running_var.fill_(9.0)
+    recalibrate_bn(network, Batches(split(), *STATISTICS, 10))
+    assert network.first.num_batches_tracked == 4
+    assert network.second.running_mean.tolist() == [5.0] * 3
+    assert network.second.running_var.tolist() == [9.0] * 3

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo.cells import Cell
 from nemo.config import load_params
 from nemo.fields import ParamsError
 from nemo.masking.objectives import OBJECTIVES, Objective, ObjectiveParams
 from nemo.models.registry import MODELS
+from nemo.settings import settings
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_registered")  # profiles have plugins
 
@@ -128,3 +130,28 @@ def test_a_plugins_model_may_not_be_called_as_what_the_section_has(tmp_path, mon
     monkeypatch.setitem(MODELS, "of", MODELS["resnet18"])
     with pytest.raises(ParamsError, match=r"the model 'of' is a word of params\.yaml alr"):
         load(tmp_path, DEFAULT)
+
+
+def test_a_variant_may_have_another_selector(tmp_path):
+    chosen = {"method": "nemo", "masks.selector": "taylor", "masks.keep": 0.3}
+    params = load(tmp_path, changed("variants", {"t": chosen})).for_method("t")
+    assert (params.masks.selector, params.masks.keep) == ("taylor", 0.3)
+    same = {"method": "nemo", "masks.selector": "frequency"}
+    params = load(tmp_path, changed("variants", {"t": same})).for_method("t")
+    assert params.masks.threshold == 0.9
+
+
+def test_a_data_set_may_be_named_like_a_key(tmp_path):
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, changed("data", {"source": {"source": "digits", "nope": 1}}))
+    assert "data.source.nope: unknown key; accepted: classes, crop," in str(caught.value)
+
+
+def test_where_a_training_runs_decides_nothing_also_where_it_is_the_start(tmp_path):
+    warm = {"method": "nemo", "train.start": "standard"}
+    params = changed("variants", {"warm": warm})
+    here = load(tmp_path, params)
+    params["train"] |= {"processes": 2, "at_chance": "keep"}
+    there, cell = load(tmp_path, params), Cell("digits", "resnet18", "warm", 0)
+    assert settings(here, cell, "cnn") == settings(there, cell, "cnn")
+    assert "start.epochs" in settings(here, cell, "cnn")

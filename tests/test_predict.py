@@ -136,3 +136,32 @@ def test_unreadable_images_are_named_after_the_others(tmp_path):
     damaged, missing = done.stderr.splitlines()
     assert damaged == f"nemo: {files[1]}: damaged, or in no image format that Pillow reads"
     assert missing == f"nemo: {files[3]}: No such file or directory"
+
+
+def test_a_module_of_half_the_bits_sees_images_too(tmp_path):
+    made(tmp_path / "whole", 3, (24, 24), {"class_names": ["a", "b"]})
+    nemo.save(nemo.load(tmp_path / "whole").bfloat16(), tmp_path / "half")
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
+    label, probability = said(tmp_path / "half", tmp_path / "a.png")
+    whole = said(tmp_path / "whole", tmp_path / "a.png")
+    assert (label, probability) == (whole[0], pytest.approx(whole[1], abs=0.02))
+
+
+@pytest.mark.parametrize(
+    ("finetuned", "shown"),
+    [(True, "yes"), ({"epochs": 3}, "yes"), ({"val_accuracy": 0.5}, "validation accuracy 0.500")],
+)
+def test_a_card_of_what_the_user_wrote(tmp_path, finetuned, shown):
+    made(tmp_path / "m", 3, (24, 24), {"finetuned": finetuned})
+    done = CliRunner().invoke(cli, ["inspect", str(tmp_path / "m")], catch_exceptions=False)
+    assert f"{shown}\n" in done.output
+
+
+def test_grey_modules_are_merged_in_python(tmp_path):
+    for folder, names in (("a", ["a", "b"]), ("b", ["c", "d"])):
+        made(tmp_path / folder, 1, (28, 28), {"class_names": names})
+    folders = [str(tmp_path / name) for name in "ab"]
+    command = ["merge", *folders, "--data", "nope", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 1
+    assert "a module of grey images; accepted: of colour ones, or nemo.merge" in done.output

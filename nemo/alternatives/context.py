@@ -96,7 +96,11 @@ class Context:
         rows = self.classes()
         for name in head_names(model, len(self.data.classes)):
             linear = model.get_submodule(name)
-            assert isinstance(linear, nn.Linear), name
+            if not isinstance(linear, nn.Linear):
+                raise ValueError(
+                    f"{self.cell.model}: alternatives need a Linear classifier, and {name} is a "
+                    f"{type(linear).__name__}"
+                )
             linear.weight = nn.Parameter(linear.weight.detach()[rows].clone())
             if linear.bias is not None:
                 linear.bias = nn.Parameter(linear.bias.detach()[rows].clone())

@@ -14,19 +14,25 @@ from typing import Any, Literal
 
 from nemo.config import Params, check_params
 from nemo.fields import ParamsError
+from nemo.sections import FinetuneParams, TrainParams
 
 GRACE_SECONDS = 10.0  # for processes to end by themselves once one has failed
 
 
 def launch(
-    params: Params, block: Literal["train", "finetune"], work: Callable[..., None], *args: Any
+    params: Params,
+    block: Literal["train", "finetune"],
+    recipe: TrainParams | FinetuneParams,
+    work: Callable[..., None],
+    *args: Any,
 ) -> None:
     """Call `work(params, *args)` in every process of the training, and wait for all of them.
 
-    torchrun's processes (RANK and WORLD_SIZE are set) join each other. Otherwise `processes` of the
-    params' `block` are started on this machine, unless it is 1: then `work` runs in this one.
+    torchrun's processes (RANK and WORLD_SIZE are set) join each other. Otherwise `recipe.processes`
+    are started on this machine, unless it is 1: then `work` runs in this one.
 
     Args:
+        recipe: the params' `block`, with what a variant changes of it.
         work: a function of a module, since processes of our own import it.
 
     Raises:
@@ -34,20 +40,23 @@ def launch(
         ChildProcessError: a process was killed; the others have been ended.
         Exception: what `work` raises.
     """
-    count = getattr(params, block).processes
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        _join_torchrun(params, block, work, args)
-    elif count == 1:
+        _join_torchrun(params, block, recipe, work, args)
+    elif recipe.processes == 1:
         work(params, *args)
     else:
-        _check_devices(params.device, count)
-        _start(count, params, work, args)
+        _check_devices(params.device, recipe.processes)
+        _start(recipe.processes, params, work, args)
 
 
 def _join_torchrun(
-    params: Params, block: str, work: Callable[..., None], args: tuple[Any, ...]
+    params: Params,
+    block: str,
+    recipe: TrainParams | FinetuneParams,
+    work: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
-    world, recipe = int(os.environ["WORLD_SIZE"]), getattr(params, block)
+    world = int(os.environ["WORLD_SIZE"])
     if recipe.processes not in (1, world):
         raise ParamsError(
             f"{block}.processes: {recipe.processes}, where torchrun runs {world}; "

@@ -29,6 +29,7 @@ def merge(a: Path, b: Path, source: str, out: Path) -> None:
     from nemo.data import Batches
     from nemo.files import new_folder
     from nemo.module.files import load, save
+    from nemo.module.info import preparation
     from nemo.module.union import check_mergeable, class_names
     from nemo.module.union import merge as merge_modules
     from nemo.pipeline.modularize import check_new
@@ -39,11 +40,11 @@ def merge(a: Path, b: Path, source: str, out: Path) -> None:
     names = check_mergeable(first, second)
     if "preprocessing" not in first.info:
         raise ValueError(f"{a}: the module does not say how images are prepared for it")
+    mean, std, _ = preparation(first.info)
+    if len(mean) != 3:
+        raise ValueError(f"{a}: a module of grey images; accepted: of colour ones, or nemo.merge")
     data = _images_of(names, source, first.input_size[1])
-    how = first.info["preprocessing"]
-    validation, test = (
-        Batches(data.splits[split], how["mean"], how["std"], 256) for split in ("val", "test")
-    )
+    validation, test = (Batches(data.splits[split], mean, std, 256) for split in ("val", "test"))
     module = merge_modules(first, second, validation)
     with new_folder(out) as folder:
         save(module, folder)

@@ -42,7 +42,7 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
     from nemo.module.files import ArtefactError, load
     from nemo.module.info import class_names, preparation
 
-    module = load(folder)
+    module = load(folder).float()  # images are float32
     if "preprocessing" not in module.info:
         raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
     try:
@@ -121,7 +121,9 @@ def card(module: DecomposedModule) -> dict[str, str]:
     share = report["parameters"] / report["parent_parameters"]
     work = report["flops"] / report["parent_flops"]
     layers, tuned = report["layers"].values(), info.get("finetuned")
-    reached = f"yes, validation accuracy {tuned['val_accuracy']:.3f}" if tuned else "not recorded"
+    found = tuned.get("val_accuracy") if isinstance(tuned, dict) else None  # `info` is the user's
+    reached = "yes" if tuned else "not recorded"
+    reached += f", validation accuracy {found:.3f}" if isinstance(found, float | int) else ""
     kept, total = (sum(layer[key] for layer in layers) for key in ("kept", "total"))
     return {
         "classes": ", ".join(map(str, names)),

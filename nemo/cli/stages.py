@@ -74,7 +74,8 @@ def train(track: bool, **names: Any) -> None:
     from nemo.pipeline.inputs import class_names
 
     class_names(params, cell.dataset, Layout())
-    launch(params, "train", train.run, cell, Layout(), track)
+    recipe = params.for_method(cell.method).train
+    launch(params, "train", recipe, train.run, cell, Layout(), track)
     _say("trained", cell.name, Layout().train(cell))
 
 
@@ -117,7 +118,8 @@ def finetune(subset: str, **names: Any) -> None:
     from nemo.pipeline.inputs import class_names
 
     parse_subset(params.text_of(subset), class_names(params, cell.dataset, Layout()))
-    launch(params, "finetune", finetune.run, cell, subset, Layout())
+    recipe = params.for_method(cell.method).finetune
+    launch(params, "finetune", recipe, finetune.run, cell, subset, Layout())
     _say(f"fine-tuned module {subset} of", cell.name, Layout().finetuned(cell, subset))
 
 

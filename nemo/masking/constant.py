@@ -40,10 +40,9 @@ def scaled(modular: Modular, scales: Mapping[str, Tensor]) -> nn.Module:
     """
     model = copy.deepcopy(modular.model).eval()
     for site in modular.sites:
-        module = model.get_submodule(site.norm or site.module)
-        scale = scales[site.layer].to(next(module.parameters()))
         rows = slice(None) if site.norm else slice(site.start, site.stop)
-        for parameter in module.parameters(recurse=False):
+        for parameter in model.get_submodule(site.norm or site.module).parameters(recurse=False):
+            scale = scales[site.layer].to(parameter)
             parameter[rows] *= scale.view(-1, *(1,) * (parameter.ndim - 1))
     batch = moved(modular.takes.draw(2, 0), next(model.parameters()))
     expected = modular.takes.run(copy.deepcopy(modular).under(scales).eval(), batch)

@@ -8,6 +8,7 @@ seconds and not a training, and the ops at which neurons must stay are known bef
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from nemo.cut import decompose
 from nemo.data import Batches, Prepared
 from nemo.masking.generators import Modular
 from nemo.masking.losses import contrastive_loss
-from nemo.module.codec import encode
+from nemo.module.codec import RefusedError, encode, rehearsed
 from nemo.training.tasks import Distillation, cross_entropy
 
 KEPT = 0.5  # of the neurons, by the rehearsal's masks
@@ -50,7 +51,10 @@ def rehearse(modular: Modular, data: Prepared, distilled: bool = False) -> dict[
         module = decompose(model, masks, example=batch[0])
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"the model cannot be cut: {' '.join(str(error).split())}") from error
-    encode(module)
+    try:  # as `save` does
+        rehearsed(json.loads(json.dumps(encode(module))), module.state_dict())
+    except RefusedError as error:
+        raise ValueError(f"a module of this model could not be saved: {error}") from None
     return module.report
 
 

@@ -179,8 +179,10 @@ def _of_subsets(result: CellResult, params: Params, shown: str) -> CellResult:
             raise MissingResultError(
                 f"{shown}: the classes of {module.subset!r} are others now; {AGAIN}"
             )
+    # granularity may be of classes that no module has
+    listed = dict.fromkeys(result.extras, subsets) | {"granularity": params.granularity.subsets}
     extras = {
-        name: [row for row in rows if row.get("subset", subsets[0]) in subsets]
+        name: [row for row in rows if row.get("subset", listed[name][0]) in listed[name]]
         for name, rows in result.extras.items()
     }
     return replace(result, modules=modules, extras=extras)

@@ -21,7 +21,7 @@ from nemo.results import History, ModuleResult
 
 Point = tuple[str, float, int]  # name, value, step
 # Sections of params.yaml that every method has; another one is the objective's own.
-SHARED = ("data", "architecture", "train", "masks", "finetune")
+SHARED = ("data", "architecture", "train", "start", "masks", "decompose", "finetune")
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ def reset_head(module: nn.Module, names: Sequence[str]) -> None:
         raise ValueError("finetune.head: this module's classifier cannot be replaced; use inherit")
     for name in names:
         head = module.get_submodule(name)
-        assert isinstance(head, nn.Linear), name
+        if not isinstance(head, nn.Linear):
+            kind = type(head).__name__
+            raise ValueError(f"finetune.head: the classifier {name} is a {kind}; accepted: inherit")
         head.reset_parameters()
 
 

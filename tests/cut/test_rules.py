@@ -127,6 +127,11 @@ def patches(x: Tensor) -> Tensor:
     return F.fold(F.unfold(x, 3, padding=1).relu(), (8, 8), 3, padding=1)
 
 
+def shuffled(x: Tensor) -> Tensor:
+    order = torch.tensor([3, 1, 0, 2, 7, 5, 6, 4])
+    return x.index_select(-1, order) * x
+
+
 def sums(x: Tensor) -> Tensor:
     return torch.addcmul(x, x, x.sigmoid())
 
@@ -219,7 +224,7 @@ def test_projections_that_are_read_twice_are_split(tmp_path: Path) -> None:
     assert widths == [10, 8, 10, 5]
 
 
-@pytest.mark.parametrize("function", [windows, patches, sums])
+@pytest.mark.parametrize("function", [windows, patches, shuffled, sums])
 def test_rearrangements_keep_few_channels(
     function: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:

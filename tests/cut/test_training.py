@@ -51,6 +51,20 @@ def test_batch_norm_statistics_follow_the_images_in_training_only() -> None:
     assert all(int(m.num_batches_tracked) == 1 for m in norms)
 
 
+def test_batch_norm_without_a_momentum_averages_all_batches() -> None:
+    norm = nn.BatchNorm2d(4, momentum=None)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.append(nn.Linear(4, 2))
+    module = decompose(model, {"0": torch.tensor([True, True, False, True])}, example=IMAGES)
+    (cut,) = [m for m in module.train().modules() if isinstance(m, nn.BatchNorm2d)]
+    for images in IMAGES.chunk(2):
+        module(images)
+    assert cut.momentum is None
+    with torch.no_grad():
+        means = [model[0](images)[:, [0, 1, 3]].mean((0, 2, 3)) for images in IMAGES.chunk(2)]
+    torch.testing.assert_close(cut.running_mean, torch.stack(means).mean(0))
+
+
 def test_dropout_of_the_parent_is_kept_for_training() -> None:
     model = small("vgg16")
     rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]

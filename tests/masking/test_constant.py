@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from nemo import class_masks, decompose, modularize
 from nemo.data import Prepared, Split
@@ -43,3 +44,14 @@ def test_mean_scales_are_the_average_mask_over_all_images():
     assert found.keys() == modular.layers.keys()
     for layer, mask in masks.items():
         torch.testing.assert_close(found[layer], mask.mean(0), atol=1e-5, rtol=1e-5)
+
+
+def test_a_batchnorm_without_weights_cannot_be_scaled_in_them():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, affine=False)
+    layers = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), norm, nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(64, 2))
+    modular = modularize(model, example=torch.randn(2, 3, 8, 8))
+    half = {layer: torch.full((neurons,), 0.5) for layer, neurons in modular.layers.items()}
+    with pytest.raises(ValueError, match="neurons cannot be scaled in them"):
+        scaled(modular, half)

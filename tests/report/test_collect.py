@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nemo.cells import Cell
 from nemo.report.build import write_report
 from nemo.report.collect import collect
 from nemo.results import MissingResultError, result_file
-from tests.report.fake import edit, make_params, make_results
+from tests.report.fake import edit, extras, make_params, make_results, write_json
 
 PARAMS = make_params()
 
@@ -99,3 +100,14 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert len(frame) == 10
     with pytest.raises(MissingResultError, match="results/other: none of the cells"):
         write_report(make_params(profile="other"), tmp_path, tmp_path / "other")
+
+
+def test_granularity_may_be_of_classes_that_no_module_has(tmp_path: Path) -> None:
+    params = make_params(subsets=["0+1"], granularity={"of": ["nemo"], "subsets": ["all"]})
+    make_results(tmp_path, params)
+    path = path_of(tmp_path, "resnet18", "nemo")
+    content = json.loads(path.read_text())
+    write_json(path, content | {"granularity": extras(["all"])["granularity"]})
+    found = collect(params, tmp_path).of("tiny", "resnet18")
+    (nemo,) = (c for c in found if (c.cell.method, c.cell.seed) == ("nemo", 0))
+    assert [row["subset"] for row in nemo.extras["granularity"]] == ["all"] * 2

@@ -31,3 +31,8 @@ def test_a_new_head_is_drawn_anew_and_nothing_else():
     after = network.state_dict()
     assert not torch.equal(before["5.weight"], after["5.weight"])
     assert torch.equal(before["0.weight"], after["0.weight"])
+
+
+def test_a_convolution_as_classifier_is_not_drawn_anew():
+    with pytest.raises(ValueError, match=r"finetune.head: the classifier 0 is a Conv2d; accepted:"):
+        reset_head(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()), ["0"])

@@ -28,6 +28,7 @@ from nemo.training.checkpoint import Checkpoint
 from nemo.training.fit import NonFiniteLossError, Plan, fit
 from nemo.training.tasks import Task, cross_entropy, make_task
 from tests.masking.test_generators import Tiny
+from tests.small import raw_params
 from tests.test_config import DEFAULT
 from tests.test_models import SMALL
 from tests.training.test_fit import STATISTICS, split
@@ -47,6 +48,10 @@ def params(processes=2, batch_size=16, cuda_graphs=False, **changes):
     train = {**DEFAULT["train"], "processes": processes, "batch_size": batch_size}
     train["cuda_graphs"] = cuda_graphs
     return check_params({**DEFAULT, **changes, "train": train}, "test")
+
+
+def start(params, work, *args):
+    launch(params, "train", params.train, work, *args)
 
 
 def build(name, method):
@@ -127,7 +132,7 @@ def train_all(params, folder):
 @pytest.fixture(scope="module")
 def made_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    launch(params(), "train", train_all, folder)
+    start(params(), train_all, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -190,7 +195,7 @@ def test_infinity_in_one_process_stops_both_with_the_step_and_the_term(tmp_path)
     with pytest.raises(
         NonFiniteLossError, match=r"^epoch 1, step 3: loss, task is not finite; try"
     ):
-        launch(params(), "train", diverge, tmp_path)
+        start(params(), diverge, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {"0", "1"}
     assert not multiprocessing.active_children()
 
@@ -210,7 +215,7 @@ def test_when_one_process_is_killed_the_other_ends():
     with pytest.raises(
         ChildProcessError, match=r"^process 1 of 2 was killed \(SIGKILL\), and the o"
     ):
-        launch(params(), "train", die)
+        start(params(), die)
     assert not multiprocessing.active_children()
 
 
@@ -220,7 +225,7 @@ def linger(params):
 
 
 def test_when_the_process_that_started_them_is_killed_they_end():
-    code = "from tests.training import test_processes as t; t.launch(t.params(), 'train', t.linger)"
+    code = "from tests.training import test_processes as t; t.start(t.params(), t.linger)"
     started = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -232,7 +237,7 @@ def test_when_the_process_that_started_them_is_killed_they_end():
 def test_when_the_one_that_started_them_is_asked_to_stop_they_end():
     code = "import nemo.cli.main, signal; from tests.training import test_processes as t; "
     code += "signal.signal(signal.SIGTERM, signal.default_int_handler); "
-    code += "t.launch(t.params(), 'train', t.linger)"
+    code += "t.start(t.params(), t.linger)"
     started = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -253,8 +258,21 @@ def test_torchrun_and_params_that_disagree_are_one_line(monkeypatch, world, proc
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(world))
     with pytest.raises(ParamsError) as caught:
-        launch(params(processes), "train", print)
+        start(params(processes), print)
     assert str(caught.value) == message
+
+
+def test_a_variant_has_its_own_number_of_processes(tmp_path, monkeypatch):
+    variants = {"nemo-four": {"method": "nemo", "train.processes": 4}}
+    raw = raw_params("resnet18", variants=variants)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert CliRunner().invoke(cli, ["prepare", "--dataset", "digits"]).exit_code == 0
+    command = "train --dataset digits --model resnet18 --method nemo-four"
+    done = CliRunner().invoke(cli, command.split())
+    assert "train.processes: 4, where torchrun runs 2; accepted: 1, 2" in done.output
 
 
 def test_processes_cannot_be_recorded(monkeypatch):
@@ -263,16 +281,16 @@ def test_processes_cannot_be_recorded(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ParamsError, match=r"^train.cuda_graphs: true, with 2 processes; accepted"):
-        launch(params(1, cuda_graphs=True), "train", print)
+        start(params(1, cuda_graphs=True), print)
 
 
 def test_processes_need_a_device_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ParamsError, match=r"^device: 4 processes, and 2 GPUs here; accepted: cpu$"):
-        launch(params(4, device="auto"), "train", print)
+        start(params(4, device="auto"), print)
     with pytest.raises(ParamsError, match=r"^device: 2 processes cannot share cuda:1; accepted:"):
-        launch(params(2, device="cuda:1"), "train", print)
+        start(params(2, device="cuda:1"), print)
 
 
 @pytest.fixture(scope="module")

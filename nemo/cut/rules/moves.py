@@ -92,7 +92,7 @@ class Gather(Move):
         return want
 
     def write(self, build: Builder, node: fx.Node, kept: Kept, x: Ref) -> Ref:
-        dim = arg(node, 1)
+        dim = arg(node, 1) % len(kept)
         read = self.want(build.facts, node, kept)[dim]
         place = (read.cumsum(0) - 1)[build.facts.value[arg(node, 2)][kept[dim]]]
         if torch.equal(place, torch.arange(int(read.sum()))):
