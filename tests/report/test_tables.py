@@ -34,6 +34,7 @@ METHODS = ["standard", "mwt", "nemo"]
 NAMES = ("alternatives", "budgets", "gap", "thresholds", "granularity")
 EXTRA: dict[str, Any] = {name: {"of": ["nemo"]} for name in NAMES}
 EXTRA["alternatives"]["kinds"] = ["pruned", "standard-tuned"]
+EXTRA["granularity"]["subsets"] = ["0+1", "all"]
 
 
 def variants(root: Path, **changes: Any) -> Params:
