@@ -50,7 +50,7 @@ def estimating_bn(module: nn.Module) -> Iterator[None]:
                 norm.momentum = None  # a cumulative average
                 norm.train()
             yield
-        seen = {id(norm) for norm in norms if int(norm.get_buffer("num_batches_tracked"))}
+        seen = {id(norm) for norm in norms if has_seen(norm)}
         finite = all(bool(value.isfinite().all()) for value in batch_norms(module).values())
     finally:
         for norm, (momentum, training, statistics) in zip(norms, before, strict=True):
@@ -61,6 +61,14 @@ def estimating_bn(module: nn.Module) -> Iterator[None]:
         raise ValueError("no batch has two images of the classes, as BatchNorm's statistics need")
     if not finite:
         raise ValueError("BatchNorm's statistics are not finite: are the weights, and the inputs?")
+
+
+def has_seen(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    """Whether statistics that began anew are of a batch; one that is called as a function counts
+    none."""
+    counted = int(norm.get_buffer("num_batches_tracked"))
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    return bool(counted) or bool(mean.any()) or bool((variance != 1).any())
 
 
 def batch_norms(module: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from nemo.fields import MethodName, Name, ParamsError, Strict, Whole
 from nemo.masking.objectives import OBJECTIVES, Objective
+from nemo.masking.selectors import SELECTORS
 from nemo.mistakes import describe
 from nemo.models.registry import check_model_name
 from nemo.plugins import import_plugins
@@ -97,9 +98,10 @@ class Params(Strict):
         if method not in self.variants:
             return self
         raw, changes = self.model_dump(exclude_unset=True), self.variants[method]
-        selector = self.masks.selector
-        if changes.get("masks.selector", selector) != selector:  # the other settings are its own
-            raw["masks"] = {k: v for k, v in raw["masks"].items() if k in MaskParams.model_fields}
+        selector = changes.get("masks.selector")
+        if isinstance(selector, str) and selector in SELECTORS:  # without what it has no key for
+            known = mask_params(selector).model_fields
+            raw["masks"] = {k: v for k, v in raw["masks"].items() if k in known}
         for key, value in changes.items():
             if key != "method":
                 _override(raw, key, value, f"variants.{method}", base)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo.calibration import batch_norms, estimating_bn, norms_of
+from nemo.calibration import batch_norms, estimating_bn, has_seen, norms_of
 from nemo.data.subsets import draw_subset
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular, as_modular
@@ -133,11 +133,7 @@ def bn_for_cuts(
                 for norm in norms.values():
                     norm.reset_running_stats()
                 call(network.under(masks.select(classes)), rows(moved(inputs, like), chosen))
-                called = {
-                    name
-                    for name, norm in norms.items()
-                    if int(norm.get_buffer("num_batches_tracked"))
-                }
+                called = {name for name, norm in norms.items() if has_seen(norm)}
                 seen = _statistics(network.model)
                 found.append(
                     {k: seen[k] if k.rpartition(".")[0] in called else own[k] for k in own}

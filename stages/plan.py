@@ -34,8 +34,9 @@ def given_up(params: Params, lock: Path) -> Iterator[Path]:
     folders = {layout.cell(cell) for cell in cells(params)}
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the file may be long
     content = yaml.load(lock.read_text(encoding="utf-8"), loader) or {}
-    stages = content.get("stages", {}).values()
-    for out in (Path(out["path"]) for stage in stages for out in stage.get("outs", ())):
+    stages = (content.get("stages") or {}).values()
+    outs = (out for stage in stages if stage for out in stage.get("outs") or ())
+    for out in (Path(out["path"]) for out in outs):
         if out not in wanted and folders.intersection(out.parents) and out.is_dir():
             yield out
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import nemo
 from nemo import bn_for_cuts, recalibrate_bn
@@ -387,3 +388,18 @@ def test_a_batchnorm_that_is_not_called_stays_as_it_is():
     assert network.first.num_batches_tracked == 4
     assert network.second.running_mean.tolist() == [5.0] * 3
     assert network.second.running_var.tolist() == [9.0] * 3
+
+
+class Called(nn.BatchNorm2d):
+    """Its statistics move, and it counts no batches."""
+
+    def forward(self, x):
+        buffers = self.running_mean, self.running_var
+        return F.batch_norm(x, *buffers, self.weight, self.bias, self.training, 0.5)
+
+
+def test_a_batchnorm_that_counts_no_batches_is_estimated():
+    network = nn.Sequential(nn.BatchNorm2d(3), Called(3)).eval()
+    network[1].running_mean.fill_(5.0)
+    recalibrate_bn(network, Batches(split(), *STATISTICS, 10))
+    assert (network[1].running_mean.abs() < 0.5).all()

@@ -139,6 +139,9 @@ def test_a_variant_may_have_another_selector(tmp_path):
     same = {"method": "nemo", "masks.selector": "frequency"}
     params = load(tmp_path, changed("variants", {"t": same})).for_method("t")
     assert params.masks.threshold == 0.9
+    like = changed("variants", {"t": {"method": "nemo", "masks.selector": "activation"}})
+    params = load(tmp_path, like | {"masks": {"selector": "taylor", "keep": 0.3}}).for_method("t")
+    assert (params.masks.selector, params.masks.keep) == ("activation", 0.3)
 
 
 def test_a_data_set_may_be_named_like_a_key(tmp_path):

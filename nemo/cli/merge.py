@@ -36,11 +36,12 @@ def merge(a: Path, b: Path, source: str, out: Path) -> None:
     from nemo.predict import accuracy, predict
 
     check_new(out)
-    first, second = load(a), load(b)
+    first, second = load(a).float(), load(b).float()  # images are float32
     names = check_mergeable(first, second)
     if "preprocessing" not in first.info:
         raise ValueError(f"{a}: the module does not say how images are prepared for it")
     mean, std, _ = preparation(first.info)
+    preparation(second.info)
     if len(mean) != 3:
         raise ValueError(f"{a}: a module of grey images; accepted: of colour ones, or nemo.merge")
     data = _images_of(names, source, first.input_size[1])

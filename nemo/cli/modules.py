@@ -123,7 +123,8 @@ def card(module: DecomposedModule) -> dict[str, str]:
     layers, tuned = report["layers"].values(), info.get("finetuned")
     found = tuned.get("val_accuracy") if isinstance(tuned, dict) else None  # `info` is the user's
     reached = "yes" if tuned else "not recorded"
-    reached += f", validation accuracy {found:.3f}" if isinstance(found, float | int) else ""
+    if isinstance(found, float | int) and 0 <= found <= 1:
+        reached += f", validation accuracy {found:.3f}"
     kept, total = (sum(layer[key] for layer in layers) for key in ("kept", "total"))
     return {
         "classes": ", ".join(map(str, names)),

@@ -125,6 +125,7 @@ def trace(model: nn.Module, takes: Signature, inputs: Sequence[Tensor]) -> Trace
     returns.args = (nodes[outputs[0].arg.name],)
     _fold_lifted(graph, constants, lifted)
     normalise(graph, entries)
+    _mark_averages(graph, model)
     _narrow(graph, constants)
     return Traced(graph, takes, entries, constants, paths)
 
@@ -179,6 +180,17 @@ def module_path(node: fx.Node) -> str:
         return str(node.meta["path"])
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def _mark_averages(graph: fx.Graph, model: nn.Module) -> None:
+    """`meta["averaged"]` of a BatchNorm without a momentum: the batches that its cumulative average
+    has seen. The graph has a momentum of 0.0 there, as if it never moved."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for node in graph.nodes:
+        norm = modules.get(module_path(node)) if node.target is aten.batch_norm.default else None
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.momentum is None:
+            seen = norm.num_batches_tracked
+            node.meta["averaged"] = None if seen is None else int(seen)
 
 
 def _functionalise(graph: fx.Graph) -> bool:

@@ -36,7 +36,8 @@ def scaled(modular: Modular, scales: Mapping[str, Tensor]) -> nn.Module:
         scales: {layer: (N_l,)} for every masked layer.
 
     Raises:
-        ValueError: weights are computed or shared, so that scaling them is not scaling neurons.
+        ValueError: weights are computed, shared or absent, so that scaling them is not scaling
+            neurons.
     """
     model = copy.deepcopy(modular.model).eval()
     for site in modular.sites:
@@ -48,5 +49,5 @@ def scaled(modular: Modular, scales: Mapping[str, Tensor]) -> nn.Module:
     expected = modular.takes.run(copy.deepcopy(modular).under(scales).eval(), batch)
     error = (modular.takes.run(model, batch) - expected).abs().max()
     if not error <= 1e-3 * expected.abs().max():
-        raise ValueError("weights are computed or shared: neurons cannot be scaled in them")
+        raise ValueError("weights are computed, shared or absent: neurons cannot be scaled in them")
     return model

@@ -31,8 +31,10 @@ class BatchNorm(OneInput):
     def write(self, build: Builder, node: fx.Node, kept: Kept, x: Ref) -> Ref:
         held = parameters(build.facts, node, weight=1, bias=2, running_mean=3, running_var=4)
         tensors = {name: value[kept[1]] for name, value in held.items()}
-        # torch.export writes a momentum of None, a cumulative average, as 0.0
-        config = {"momentum": arg(node, 6) or None, "eps": arg(node, 7)}
+        momentum, averaged = arg(node, 6), node.meta.get("averaged")
+        if averaged is not None:  # a cumulative average goes on from where it is
+            momentum, tensors["num_batches_tracked"] = None, torch.tensor(averaged)
+        config = {"momentum": momentum, "eps": arg(node, 7)}
         return build.layer(node, f"BatchNorm{max(1, len(kept) - 2)}d", config, tensors, x)
 
 
