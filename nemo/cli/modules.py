@@ -44,7 +44,10 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
 
     module = load(folder).float()  # images are float32
     if "preprocessing" not in module.info:
-        raise ArtefactError(f"{folder}: the module does not say how images are prepared for it")
+        raise ArtefactError(
+            f"{folder}: the module does not say how images are prepared for it; accepted: those "
+            'saved with {"preprocessing": {"mean": ..., "std": ..., "size": ...}} (docs/modules.md)'
+        )
     try:
         mean, std, size = preparation(module.info)
         names = class_names(module.info, None) if module.info.get("class_names") else None

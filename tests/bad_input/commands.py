@@ -572,7 +572,8 @@ ROWS = {
     "no image": Row(f"predict {MODULE} nope.png", "nope.png: No such file"),
     "image that is none": Row(f"predict {MODULE} params.yaml", "params.yaml: damaged, or in no"),
     "no preprocessing": Row(
-        "predict foreign pets/cat/0.png", "does not say how images are prepared"
+        "predict foreign pets/cat/0.png",
+        'does not say how images are prepared for it; accepted: those saved with {"preprocessing"',
     ),
     "export format": Row(f"export {MODULE} --to tflite", "unknown format 'tflite'; accepted: onnx"),
     "export to another ending": Row(
