@@ -16,6 +16,7 @@ from nemo.cells import Cell, targets
 from nemo.config import load_params
 from nemo.fingerprint import code_behind, fingerprint
 from nemo.recipe import recipe
+from stages.plan import given_up
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -318,3 +319,9 @@ def test_the_stage_of_a_plugin_leaves_the_file_alone(tmp_path):
         )  # fmt: skip
         assert done.returncode == code
         assert mine.read_text() == "X = 1\n"
+
+
+@pytest.mark.parametrize("text", ["", "stages:\n", "stages:\n  a:\n", "stages: {a: {outs: null}}"])
+def test_an_empty_lock_has_given_up_nothing(tmp_path, text):
+    (tmp_path / "dvc.lock").write_text(text)
+    assert list(given_up(load_params(ROOT / "params.yaml"), tmp_path / "dvc.lock")) == []

@@ -157,11 +157,30 @@ def test_a_card_of_what_the_user_wrote(tmp_path, finetuned, shown):
     assert f"{shown}\n" in done.output
 
 
-def test_grey_modules_are_merged_in_python(tmp_path):
+def merged(tmp_path, channels):
+    """What `nemo merge` does with two modules of half precision."""
     for folder, names in (("a", ["a", "b"]), ("b", ["c", "d"])):
-        made(tmp_path / folder, 1, (28, 28), {"class_names": names})
+        made(tmp_path / folder, channels, (24, 24), {"class_names": names})
+        half = nemo.load(tmp_path / folder)
+        nemo.save(half.bfloat16(), tmp_path / folder, half.info)
+        for name in names:
+            (tmp_path / "images" / name).mkdir(parents=True)
+            for i in range(20):
+                Image.new("RGB", (24, 24), (i, 40 * ord(name) % 256, 0)).save(
+                    tmp_path / "images" / name / f"{i}.png"
+                )
     folders = [str(tmp_path / name) for name in "ab"]
-    command = ["merge", *folders, "--data", "nope", "--out", str(tmp_path / "new")]
-    done = CliRunner().invoke(cli, command)
+    command = ["merge", *folders, "--data", str(tmp_path / "images"), "--out"]
+    return CliRunner().invoke(cli, [*command, str(tmp_path / "new")])
+
+
+def test_modules_of_half_the_bits_are_merged(tmp_path):
+    done = merged(tmp_path, 3)
+    assert done.exit_code == 0, done.output
+    assert nemo.load(tmp_path / "new")(torch.zeros(1, 3, 24, 24)).shape == (1, 4)
+
+
+def test_grey_modules_are_refused_by_the_command(tmp_path):
+    done = merged(tmp_path, 1)
     assert done.exit_code == 1
     assert "a module of grey images; accepted: of colour ones, or nemo.merge" in done.output
