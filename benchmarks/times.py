@@ -148,7 +148,7 @@ def training_step(params: Params, cell: Cell, data: Prepared) -> Callable[[], No
     labels, device = data.splits["train"].labels, torch.device("cpu")
     section, cut_pass = own.section(method.section), None
     if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
-        cut_pass = MeanCutPass(section.cut, model, len(data.classes), "cpu")
+        cut_pass = MeanCutPass(section.cut, model, len(data.classes))
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     return _step(model, task, Plan.of(own.train, family), data, len(data.classes))
 

@@ -29,7 +29,7 @@ from nemo.masking.objectives.nemo import LossParams, contrastive
 from nemo.models import build_model
 from nemo.models.registry import Shape
 from nemo.models.shapes import CnnShape, VitShape
-from nemo.training.cut_pass import CutPass
+from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.fit import Plan
 from nemo.training.gradients import Gradients, RecordedGradients
 from nemo.training.tasks import Task, cross_entropy
@@ -71,22 +71,22 @@ def make_step(
     task = Task(cross_entropy)
     if isinstance(model, Modular):
         penalty = contrastive(LossParams(alpha=1.0, tau=0.2, form="equation"), "cnn")
-        cut = MeanCutPass(CutPassParams(), model, CLASSES, device) if method == "cut" else None
+        cut = MeanCutPass(CutPassParams(), model, CLASSES) if method == "cut" else None
         task = Task(cross_entropy, penalty, cut_pass=cut)
     plan = Plan(1, "sgd", 0.01, 0.9, 0.0, 1)
     return stepper(model, task, plan, images, labels, **how)
 
 
-class MeanCutPass(CutPass):
+class MeanCutPass(ScheduledCutPass):
     """A cut pass at every step, of as many classes as it draws on the mean."""
 
-    def __init__(self, params: CutPassParams, model: Modular, classes: int, device: str) -> None:
+    def __init__(self, params: CutPassParams, model: Modular, classes: int) -> None:
         always = params.model_copy(update={"after": 0, "last": None, "every": 1})
-        super().__init__(always, model.layers, classes, 1, 0, torch.device(device))
+        super().__init__(always, model, classes, 1, 0)
 
-    def _draw(self) -> Tensor:
+    def draw(self) -> Tensor:
         classes = len(self.frequency)
-        sizes = [*(size for size in self.params.sizes if size < classes), classes]
+        sizes = [*(size for size in self.sizes if size < classes), classes]
         return torch.arange(int(sum(sizes) / len(sizes) + 0.5))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         retention_rate,
         threshold_masks,
     )
+    from nemo.masking.cut_pass import CutPass
     from nemo.masking.generators import Modular, modularize
     from nemo.masking.losses import contrastive_loss, mwt_loss
     from nemo.masking.observed import class_masks
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BatchNormForCuts": "for_cuts",
     "ClassMasks": "masking.class_masks",
+    "CutPass": "masking.cut_pass",
     "Modular": "masking.generators",
     "bn_for_cuts": "for_cuts",
     "class_masks": "masking.observed",
@@ -47,6 +49,7 @@ _HOME = {
 __all__ = [
     "BatchNormForCuts",
     "ClassMasks",
+    "CutPass",
     "Modular",
     "bn_for_cuts",
     "class_masks",

@@ -20,7 +20,7 @@ from nemo.config import check_params, load_params
 from nemo.data import Prepared, Split, load, prepare
 from nemo.masking.objectives import CutPassParams
 from nemo.models import build_model
-from nemo.training.cut_pass import CutPass
+from nemo.training.cut_pass import ScheduledCutPass
 from tests.module.test_union import HOW, cut
 from tests.test_models import SMALL
 
@@ -58,11 +58,13 @@ def test_the_cut_pass_of_the_costs_is_the_mean_one(classes, sizes, mean):
     """Of 200 classes, 10, 50 and all have 260 / 3 on the mean."""
     model = nemo.modularize(build_model("vit_small", classes, 16, SMALL["vit_small"]))
     params = CutPassParams.model_validate({"sizes": sizes, "last": 0.3, "after": 3, "every": 2})
-    cut_pass = MeanCutPass(params, model, classes, "cpu")
+    cut_pass = MeanCutPass(params, model, classes)
     seen: list[int] = []
-    cut_pass.union = lambda subset: seen.append(len(subset)) or CutPass.union(cut_pass, subset)
+    cut_pass.union = lambda subset: (
+        seen.append(len(subset)) or ScheduledCutPass.union(cut_pass, subset)
+    )
     for _ in range(2):
-        loss = cut_pass(model, torch.randn(classes, 3, 16, 16), torch.arange(classes))
+        loss = cut_pass.of_batch(torch.randn(classes, 3, 16, 16), torch.arange(classes))
         assert loss > 0
     assert seen == [mean, mean]
 
@@ -71,7 +73,7 @@ def test_the_cut_pass_of_the_costs_is_the_mean_one(classes, sizes, mean):
 def test_a_training_step_of_the_costs_is_one_that_can_be_repeated(method, tmp_path, monkeypatch):
     drawn: list[int] = []
     monkeypatch.setattr(
-        times.MeanCutPass, "_draw", lambda self: drawn.append(1) or torch.tensor([3, 5])
+        times.MeanCutPass, "draw", lambda self: drawn.append(1) or torch.tensor([3, 5])
     )
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     prepare("digits", params.data["digits"], tmp_path / "digits")

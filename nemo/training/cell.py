@@ -30,7 +30,7 @@ from nemo.recipe import training
 from nemo.sections import TrainParams
 from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
-from nemo.training.cut_pass import CutPass
+from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.fit import Plan, Row, fit
 from nemo.training.tasks import make_task
 
@@ -200,7 +200,7 @@ def _train(
                 f"{len(batches)} steps of an epoch"
             )
         epochs = params.train.epochs.of(family)
-        cut_pass = CutPass(section.cut, model.layers, len(data.classes), epochs, cell.seed, device)
+        cut_pass = ScheduledCutPass(section.cut, model, len(data.classes), epochs, cell.seed)
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
         task.penalty.begin(model.layers, len(data.classes), device)

@@ -19,7 +19,7 @@ from nemo.distributed import all_gather
 from nemo.fields import Family, ParamsError
 from nemo.masking.generators import Masks
 from nemo.masking.objectives import Objective, ObjectiveParams, Parts, Penalty, Remembers
-from nemo.training.cut_pass import CutPass
+from nemo.training.cut_pass import ScheduledCutPass
 
 TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
 # A network has begun to learn once its task loss is lower than that of a guess by this share of it,
@@ -67,7 +67,7 @@ class Task:
         penalty: Penalty | None = None,
         remedy: str = "",
         rise: Rise | None = None,
-        cut_pass: CutPass | None = None,
+        cut_pass: ScheduledCutPass | None = None,
         guess: float = math.inf,
     ) -> None:
         self.task_loss = task_loss
@@ -93,9 +93,11 @@ class Task:
         for name, part in self._remembering().items():
             part.load_state_dict(state[name])
 
-    def _remembering(self) -> dict[str, Remembers | CutPass]:
+    def _remembering(self) -> dict[str, Remembers | ScheduledCutPass]:
         parts = {"penalty": self.penalty, "cut_pass": self.cut_pass}
-        return {n: part for n, part in parts.items() if isinstance(part, Remembers | CutPass)}
+        return {
+            n: part for n, part in parts.items() if isinstance(part, Remembers | ScheduledCutPass)
+        }
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         parts = self.recordable(model, images, labels)
@@ -129,7 +131,7 @@ class Task:
     def rest(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""
         assert self.cut_pass is not None
-        loss = self.cut_pass(model, images, labels)
+        loss = self.cut_pass.of_batch(images, labels)
         return {"loss": loss, "cut_loss": loss}
 
 
@@ -140,7 +142,7 @@ def make_task(
     labels: Tensor,
     device: torch.device,
     teacher: nn.Module | None = None,
-    cut_pass: CutPass | None = None,
+    cut_pass: ScheduledCutPass | None = None,
 ) -> Task:
     """The task of a cell; with a `teacher`, the classification loss is DeiT's distillation.
 

@@ -8,12 +8,10 @@ from torch import nn
 import nemo
 from nemo.masking.objectives import OBJECTIVES, CutPassParams
 from nemo.models import build_model
-from nemo.training.cut_pass import CutPass
+from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.tasks import Task, cross_entropy
 from tests.test_models import SMALL
 from tests.training.test_fit import KilledError, train
-
-CPU = torch.device("cpu")
 
 
 class Toy(nn.Module):
@@ -37,7 +35,7 @@ def toy():
 
 def cut_pass(modular, classes=4, seed=0, **settings):
     params = CutPassParams.model_validate({"after": 0, "last": None, **settings})
-    return CutPass(params, modular.layers, classes, 10, seed, CPU)
+    return ScheduledCutPass(params, modular, classes, 10, seed)
 
 
 def batch(count=12, classes=4):
@@ -76,8 +74,8 @@ def test_the_loss_is_the_cross_entropy_of_the_subsets_images_under_its_mask(toy)
     before = {k: v.clone() for k, v in toy.state_dict().items()}
     seen = set()
     for _ in range(8):
-        loss = cut(toy, images, labels)
-        subset = cut._draw()
+        loss = cut.of_batch(images, labels)
+        subset = cut.draw()
         seen.add(tuple(subset.tolist()))
         mask = cut.union(subset)["b"].float()[:, None, None]
         rows = torch.isin(labels, subset)
@@ -94,7 +92,7 @@ def test_it_leaves_running_statistics_alone_and_teaches_the_weights_only(toy):
     cut = cut_pass(toy)
     toy.train()
     before = {k: v.clone() for k, v in toy.named_buffers()}
-    cut(toy, images, labels).backward()
+    cut.of_batch(images, labels).backward()
     for name, value in toy.named_buffers():
         assert torch.equal(value, before[name]), name
     assert toy.model.norm.track_running_stats
@@ -108,7 +106,7 @@ def test_it_waits_for_the_task_loss_and_skips_steps(toy):
     toy.train()
     for learning, runs in ((0, []), (1, []), (2, [3, 6])):
         cut.before_epoch(5, learning)
-        losses = [cut(toy, images, labels).item() for _ in range(7)]
+        losses = [cut.of_batch(images, labels).item() for _ in range(7)]
         assert [step for step, loss in enumerate(losses, 1) if loss] == runs
 
 
@@ -120,7 +118,7 @@ def test_it_runs_in_the_last_epochs_only(toy):
         ran = []
         for epoch in range(10):
             cut.before_epoch(epoch, epoch)
-            ran += [epoch] * bool(cut(toy, images, labels))
+            ran += [epoch] * bool(cut.of_batch(images, labels))
         assert ran == list(range(first, 10))
 
 
@@ -166,6 +164,6 @@ def test_it_takes_the_models_of_the_paper(name):
     if name == "deit_small":
         model.set_distilled_training(True)
     modular.train()
-    loss = cut_pass(modular)(modular, images, labels)
+    loss = cut_pass(modular).of_batch(images, labels)
     loss.backward()
     assert 0 < loss.item() < 10

@@ -33,7 +33,7 @@ class Remembers(Protocol):
 
 
 class CutPassParams(Strict):
-    """The cut pass; `nemo.training.cut_pass` has the formula."""
+    """The cut pass; `nemo.masking.cut_pass` has the formula."""
 
     weight: Positive = 1.0
     every: Count = 1  # steps

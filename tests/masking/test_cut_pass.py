@@ -1,0 +1,158 @@
+"""The cut pass in a training loop of one's own; its formula is worked out in tests/training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+import nemo
+
+
+class Texts(nn.Module):
+    """Tokens and a mask of padding by name; logits under a key."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids, padding):
+        x = torch.relu(self.fc2(torch.relu(self.fc1(self.embedding(ids)))))
+        return {"logits": self.head((x * padding[..., None]).sum(1)), "hidden": x}
+
+
+def texts(count):
+    torch.manual_seed(1)
+    ids = torch.randint(0, 20, (count, 6))
+    return {"ids": ids, "padding": (torch.arange(6) < 4).expand(count, 6).float()}
+
+
+@pytest.fixture
+def modular():
+    torch.manual_seed(0)
+    return nemo.modularize(Texts(), texts(2), output="logits").train()
+
+
+def test_the_loss_is_that_of_the_model_under_the_mask_of_a_cut(modular):
+    """`under` masks another way, and the class masks are written out here."""
+    inputs, labels = texts(12), torch.arange(12) % 4
+    cut_pass = nemo.CutPass(modular, 4, weight=2.0, sizes=[2], rate=0.5, threshold=0.6)
+    sizes, total = set(), 0.0
+    for _ in range(6):
+        _, masks = modular(**inputs)
+        loss = cut_pass(inputs, labels, masks)
+        subset = cut_pass.draw().tolist()
+        sizes.add(len(subset))
+        union, start = {}, 0
+        for layer, neurons in modular.layers.items():
+            own = cut_pass.frequency[subset, start : start + neurons]
+            start += neurons
+            union[layer] = torch.stack([
+                row >= 0.6 if (row >= 0.6).any() else row == row.max() for row in own
+            ]).any(0)  # fmt: skip
+        chosen = torch.tensor([label in subset for label in labels.tolist()])
+        given = {name: tensor[chosen] for name, tensor in inputs.items()}
+        logits = modular.under(union)(**given)["logits"][:, subset]
+        targets = torch.tensor([subset.index(label) for label in labels[chosen].tolist()])
+        torch.testing.assert_close(loss, 2.0 * F.cross_entropy(logits, targets))
+        total += loss
+    assert sizes == {2, 4}
+    total.backward()
+    assert modular.model.fc1.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in modular.generators.parameters())
+
+
+def test_a_batch_without_two_samples_of_the_subset_costs_nothing(modular):
+    inputs, labels = texts(3), torch.zeros(3, dtype=torch.long)
+    cut_pass = nemo.CutPass(modular, 4, sizes=[2])
+    _, masks = modular(**inputs)
+    cut_pass.draw = lambda: torch.tensor([1, 2])
+    assert cut_pass(inputs, labels, masks).item() == 0
+
+
+def test_it_goes_on_from_its_state(modular):
+    inputs, labels = texts(12), torch.arange(12) % 4
+
+    def steps(cut_pass, count):
+        return [cut_pass(inputs, labels, modular(**inputs)[1]).item() for _ in range(count)]
+
+    whole = steps(nemo.CutPass(modular, 4, seed=3), 6)
+    first, then = nemo.CutPass(modular, 4, seed=3), nemo.CutPass(modular, 4, seed=3)
+    begun = steps(first, 2)
+    then.load_state_dict(first.state_dict())
+    assert begun + steps(then, 4) == whole
+    assert steps(nemo.CutPass(modular, 4, seed=4), 6) != whole
+
+
+def test_mistakes_are_one_line(modular):
+    inputs, labels = texts(4), torch.arange(4)
+    _, masks = modular(**inputs)
+    for wrong, line in (
+        ({"classes": 1}, "classes: 1; accepted: 2 and above"),
+        ({"sizes": [1]}, "sizes: 1; accepted: 2 and above"),
+        ({"rate": 0.0}, "rate: 0.0; accepted: above 0, at most 1"),
+        ({"threshold": 1.5}, "threshold: 1.5; accepted: above 0, at most 1"),
+        ({"weight": 0.0}, "weight: 0.0; accepted: above 0"),
+        ({"modular": modular.model}, "the model is a Texts; accepted: what nemo.modularize"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            nemo.CutPass(**{"modular": modular, "classes": 4, **wrong})
+    cut_pass = nemo.CutPass(modular, 3)
+    before = cut_pass.frequency.clone()
+    for given, line in (
+        (labels, r"labels hold 3; accepted: 0\.\.2"),
+        (labels[:3], r"masks\['fc1'\] has shape \(4, 16\): expected \(3, N_l\)"),
+        (labels.float(), "labels have shape"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            cut_pass(inputs, given, masks)
+    assert torch.equal(cut_pass.frequency, before)
+
+
+def test_modules_of_digits_work_as_they_are_cut():
+    """The README's example, with it and without."""
+    digits = load_digits()
+    images = torch.tensor(digits.images).float().div(16)[:, None]
+    labels = torch.tensor(digits.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1400], order[1400:]
+    least = {}
+    for cut in (False, True):
+        torch.manual_seed(0)
+        modular = nemo.modularize(network(), example=images[:2])
+        cut_pass = nemo.CutPass(modular, classes=10)
+        optimizer = torch.optim.AdamW(modular.parameters(), lr=2e-3)
+        for epoch in range(12):
+            for rows in train[torch.randperm(len(train))].split(64):
+                logits, masks = modular(images[rows])
+                loss = F.cross_entropy(logits, labels[rows])
+                loss = loss + 0.5 * nemo.contrastive_loss(masks, labels[rows], tau=0.2)
+                if cut and epoch >= 8:
+                    loss = loss + cut_pass(images[rows], labels[rows], masks)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        class_masks = nemo.class_masks(modular, [(images[train], labels[train])])
+        right = []
+        for subset in ([0, 1, 2, 3, 4], list(range(10))):
+            module = nemo.decompose(modular, class_masks.select(subset))
+            seen = [i for i in train.tolist() if labels[i] in subset]
+            nemo.recalibrate_bn(module, [(images[seen], labels[seen])])
+            asked = [i for i in test.tolist() if labels[i] in subset]
+            answers = module.eval()(images[asked]).argmax(1)
+            right.append((answers == labels[asked]).float().mean().item())
+        least[cut] = min(right)
+    assert least[True] > 0.95
+    assert least[True] > least[False] + 0.03
+
+
+def network():
+    def block(inputs, outputs, **how):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, **how)
+        return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    convolutions = [*block(1, 32), *block(32, 64, stride=2), *block(64, 64)]
+    linears = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 64), nn.ReLU()]
+    return nn.Sequential(*convolutions, *linears, nn.Linear(64, 10))
