@@ -162,7 +162,9 @@ def modularize(
 ) -> None:
     """Train your model on your images, and cut and fine-tune the module of some classes.
 
-    A model that is trained already, given by its --weights, is cut to the size --keep.
+    A model that is trained already, given by its --weights, is cut to the size --keep. Options of
+    a training are refused then: --pretrained, --epochs, --lr, --alpha, --tau, --warmup and
+    --threshold.
     """
     _check_together(out, list_layers, weights, pretrained, options)
     from nemo.locks import locked
