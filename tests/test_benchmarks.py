@@ -64,7 +64,7 @@ def test_the_cut_pass_of_the_costs_is_the_mean_one(classes, sizes, mean):
         seen.append(len(subset)) or ScheduledCutPass.union(cut_pass, subset)
     )
     for _ in range(2):
-        loss = cut_pass.of_batch(torch.randn(classes, 3, 16, 16), torch.arange(classes))
+        loss = cut_pass(torch.randn(classes, 3, 16, 16), torch.arange(classes))
         assert loss > 0
     assert seen == [mean, mean]
 

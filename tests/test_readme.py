@@ -20,7 +20,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "plugins/
 
 def test_the_python_example_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len([line for line in example.splitlines() if line]) <= 14
+    assert len([line for line in example.splitlines() if line]) <= 15
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     images, labels = torch.randn(40, 3, 16, 16), torch.arange(40) % 10
@@ -29,6 +29,8 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
         "images": images,
         "labels": labels,
         "alpha": 0.5,
+        "epoch": 9,
+        "epochs": 10,
         "loader": [(images, labels)],
         "loader_of_3_and_5": [(images[:4], torch.tensor([0, 1, 0, 1]))] * 3,
     }

@@ -33,7 +33,8 @@ def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | Non
             "integers, one class per sample"
         )
     if classes is not None:
-        unknown = labels[(labels < 0) | (labels >= classes)]
+        wide = labels.long()  # uint8 ends at 255
+        unknown = wide[(wide < 0) | (wide >= classes)]
         if len(unknown):
             raise ValueError(f"labels hold {int(unknown[0])}; accepted: 0..{classes - 1}")
     for layer, mask in masks.items():

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from nemo.data.batches import share
 from nemo.distributed import all_gather, rank_and_world_size
-from nemo.masking.cut_pass import CutPass
+from nemo.masking.cut_pass import CutLoss
 from nemo.masking.generators import Modular
 from nemo.masking.objectives import CutPassParams
 
 
-class ScheduledCutPass(CutPass):
+class ScheduledCutPass(CutLoss):
     """A cut pass in every so many steps of the last epochs, all processes on one subset.
 
     Args:
@@ -48,7 +48,7 @@ class ScheduledCutPass(CutPass):
         self.epoch, self.step = epoch, 0
         self.active = learning >= self.after and epoch >= self.first
 
-    def of_batch(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """The weighted loss of this step, a scalar; 0 in steps without a cut pass.
 
         Args:
@@ -64,7 +64,9 @@ class ScheduledCutPass(CutPass):
         if int(chosen.sum()) < 2:  # BatchNorm needs two images
             return nothing
         mine = chosen[share(len(labels), rank_and_world_size())]
-        own = self.logits(images[mine], subset)
+        own = self.under_cut(images[mine], subset)
+        if isinstance(own, tuple):  # DeiT's two heads in training
+            own = torch.stack(own).mean(0)
         whole = own.new_zeros(len(mine), own.shape[1])
         whole[mine] = own
         return self.loss(all_gather(whole, len(labels))[chosen], labels[chosen], subset)

@@ -131,7 +131,7 @@ class Task:
     def rest(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""
         assert self.cut_pass is not None
-        loss = self.cut_pass.of_batch(images, labels)
+        loss = self.cut_pass(images, labels)
         return {"loss": loss, "cut_loss": loss}
 
 
