@@ -44,7 +44,7 @@ READS = {
 # What a standard training imports and never runs.
 MODULAR_ONLY = tuple(
     f"nemo.masking.{name}"
-    for name in ("functional", "generators", "hooks", "probe", "sites", "under")
+    for name in ("cut_pass", "functional", "generators", "hooks", "probe", "sites", "under")
 )
 # Prepared images are a dependency themselves; only how batches are made of them counts besides.
 PREPARING = tuple(

@@ -9,6 +9,7 @@ who leaves a file out of the hash must say so twice.
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import shutil
 import subprocess
@@ -169,7 +170,8 @@ def watched(work: Callable[[], Any]) -> tuple[Any, set[str]]:
     home, files = str(ROOT / "nemo"), set()
 
     def look(frame: Any, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code.co_name != "<module>":
+        # the bodies of modules and classes run where they are first imported, whatever needs them
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             files.add(frame.f_code.co_filename)
 
     threading.settrace(look)
