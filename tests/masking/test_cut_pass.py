@@ -205,7 +205,7 @@ def test_outputs_are_not_mixed():
 
 def test_modules_of_digits_work_as_they_are_cut():
     """The README's example, with it and without. On digits, a second pass without a mask would do,
-    too; docs/as-cut.md has larger images."""
+    too; docs/as-cut.md says what the mask adds."""
     digits = load_digits()
     images = torch.tensor(digits.images).float().div(16)[:, None]
     labels = torch.tensor(digits.target).long()
