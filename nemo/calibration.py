@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
+from nemo.module.decomposed import DecomposedModule
 from nemo.signature import call, evaluating, moved, pairs
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
@@ -23,6 +24,7 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
     is not called, such as one of an auxiliary head, stays as it is. The statistics
     become plain averages over the batches, which should be those of a training: mixed, since the
     images of one class vary less, and augmented, since the weights are used to that.
+    The `info` of a module then says `recalibrated_bn`.
 
     Raises:
         ValueError: no batch has two images, or the statistics are not finite.
@@ -34,6 +36,8 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
         for inputs, labels in pairs(batches):
             if len(labels) > 1:  # one image has no statistics where a map is a single pixel
                 call(module, moved(inputs, like))
+    if isinstance(module, DecomposedModule):
+        module.info["recalibrated_bn"] = True
 
 
 @contextmanager

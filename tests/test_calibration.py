@@ -403,3 +403,16 @@ def test_a_batchnorm_that_counts_no_batches_is_estimated():
     network[1].running_mean.fill_(5.0)
     recalibrate_bn(network, Batches(split(), *STATISTICS, 10))
     assert (network[1].running_mean.abs() < 0.5).all()
+
+
+def test_a_module_says_that_its_statistics_are_estimated_anew():
+    convolutions = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+    model = nn.Sequential(*convolutions, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(4 * 8 * 8, 3)).eval()
+    example = torch.zeros(2, 3, 8, 8)
+    modular = nemo.modularize(model, example=example)
+    on = {layer: torch.ones(count, dtype=torch.bool) for layer, count in modular.layers.items()}
+    module = nemo.decompose(modular, on)
+    assert "recalibrated_bn" not in module.info
+    recalibrate_bn(module, [(torch.randn(6, 3, 8, 8), torch.zeros(6))])
+    assert module.info["recalibrated_bn"] is True

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = yaml.safe_load(files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8"))
 _count = click.IntRange(min=1)
+_whole = click.IntRange(min=0)
 _positive = click.FloatRange(min=0, min_open=True)
 _share = click.FloatRange(min=0, max=1, min_open=True, max_open=True)  # lets nan through
 
@@ -127,9 +128,15 @@ def _finite(context: Any, option: Any, number: float | None) -> float | None:
     "--limit", type=_count, help="Training images at most, with each class in proportion."
 )
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
-@click.option("--crop", type=click.IntRange(min=0), help="Augment: shift by up to these pixels.")
+@click.option("--crop", type=_whole, help="Augment: shift by up to these pixels.")
 @_tuned("--epochs", _count, "Of training.", "train.epochs")
-@_tuned("--finetune-epochs", _count, "Of fine-tuning.", "finetune.epochs")
+@_tuned("--finetune-epochs", _whole, "Of fine-tuning; 0: the module as cut.", "finetune.epochs")
+@click.option(
+    "--cut-pass",
+    is_flag=True,
+    help="Train it as it will be cut: its modules work without fine-tuning, and the last epochs "
+    "take longer.",
+)
 @_tuned("--lr", _positive, "Of training.", "train.lr")
 @_tuned("--alpha", float, "Weight of the contrastive loss.", "loss.alpha")
 @_tuned("--tau", _positive, "Temperature of the contrastive loss.", "loss.tau")
@@ -140,7 +147,7 @@ def _finite(context: Any, option: Any, number: float | None) -> float | None:
     "Share of a class's images that must switch a neuron on.",
     "masks.threshold",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=_whole, default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option(
     "--work", type=click.Path(path_type=Path), default="nemo-work", show_default=True,
@@ -158,15 +165,17 @@ def modularize(
     seed: int,
     work: Path,
     list_layers: bool,
+    cut_pass: bool,
     **options: Any,
 ) -> None:
     """Train your model on your images, and cut and fine-tune the module of some classes.
 
     A model that is trained already, given by its --weights, is cut to the size --keep. Options of
-    a training are refused then: --pretrained, --epochs, --lr, --alpha, --tau, --warmup and
-    --threshold.
+    a training are refused then: --pretrained, --epochs, --cut-pass, --lr, --alpha, --tau, --warmup
+    and --threshold.
     """
-    _check_together(out, list_layers, weights, pretrained, options)
+    flags = [name for name, on in (("pretrained", pretrained), ("cut-pass", cut_pass)) if on]
+    _check_together(out, list_layers, weights, flags, options)
     from nemo.locks import locked
     from nemo.models.shapes import DeitShape
     from nemo.pipeline import existing
@@ -182,6 +191,10 @@ def modularize(
 
     model, section = architecture(model, _shape(shape), pretrained)
     changes = {"architecture": section, **{key: options[name] for key, name in TUNED.items()}}
+    if cut_pass:
+        changes["loss.cut"] = {}
+    if as_cut := changes["finetune.epochs"] == 0:
+        del changes["finetune.epochs"]  # a recipe has one at least; it is not followed
     # another run in this folder may be about to replace the images that this one reads
     with _named_as_options(), locked(work.with_name(f".{work.name}.lock.partial")):
         params = own_params(model, source, classes, seed, changes)
@@ -199,16 +212,19 @@ def modularize(
         assert out is not None
         if weights is None:
             layout = train_parent(params, data, work, click.echo)
-            module = make_module(params, data, layout, out, click.echo)
+            module = make_module(params, data, layout, out, click.echo, tune=not as_cut)
         else:
             size = {name: options[name] for name in ("keep", "of", "selector") if options[name]}
-            module = existing.make_module(params, data, modular, weights, out, click.echo, **size)
+            module = existing.make_module(
+                params, data, modular, weights, out, click.echo, tune=not as_cut, **size
+            )
         click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
         show(card(module))
         reached = module.info["test_accuracy"]
         for key, what in MEASURED.items():
-            click.echo(f"test accuracy of the {what:<26} {reached[key]:.1%}")
-        if reached["finetuned"] <= reached["one_class"]:
+            if key in reached:
+                click.echo(f"test accuracy of the {what:<26} {reached[key]:.1%}")
+        if reached.get("finetuned", reached["as_cut"]) <= reached["one_class"]:
             click.echo("nemo: the module knows nothing: one class for all is as good", err=True)
         click.echo(f"wrote {out}")
 
@@ -217,7 +233,7 @@ def _check_together(
     out: Path | None,
     list_layers: bool,
     weights: Path | None,
-    pretrained: bool,
+    flags: list[str],
     options: dict[str, Any],
 ) -> None:
     """Raise UsageError where an option is missing, or decides nothing."""
@@ -228,12 +244,12 @@ def _check_together(
     if weights is not None and options["keep"] is None:
         raise click.UsageError("Missing option '--keep': the size that the module shall have.")
     idle = TRAINED if weights is None else TRAINING
-    given = [f"--{name}" for name in idle if options[name] is not None]
-    if weights is not None and pretrained:
-        given.append("--pretrained")
+    given = [name for name in idle if options[name] is not None]
+    if weights is not None:
+        given += flags
     if given:
         how = "without" if weights is None else "with"
-        raise click.UsageError(f"{given[0]}: decides nothing {how} --weights.")
+        raise click.UsageError(f"--{given[0]}: decides nothing {how} --weights.")
 
 
 @contextmanager

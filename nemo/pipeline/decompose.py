@@ -58,7 +58,6 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     }
     norms = batch_norms(module)
     if own.decompose.recalibrate_bn and norms:
-        about["recalibrated_bn"] = True
         batch_size, device = own.finetune.batch_size, resolve_device(params.device)
         part = images(params, cell.dataset, layout).restrict(classes)
         recalibrate_bn(module.to(device), training_batches(part, batch_size, device, cell.seed))
@@ -66,7 +65,7 @@ def run(params: Params, cell: Cell, subset: str, layout: Layout) -> DecomposedMo
     about["settings"] |= flat({"decompose": own.decompose}, about["family"])
     with new_folder(layout.module(cell, subset)) as folder:
         save(module, folder, about)
-        if "recalibrated_bn" in about:
+        if module.info.get("recalibrated_bn"):
             with writing(folder / AS_CUT):
                 save_file(norms, folder / AS_CUT)
     return module

@@ -101,6 +101,8 @@ def make_module(
     weights: Path,
     out: Path,
     say: Callable[[str], object],
+    *,
+    tune: bool = True,
     **size: Any,
 ) -> DecomposedModule:
     """Cut the module of a subset out of a trained model, fine-tune it, measure it, and save it.
@@ -108,6 +110,7 @@ def make_module(
     Args:
         modular: of the trained model.
         weights: its file, which the module names as its parent.
+        tune: False saves the module as cut.
         size: `keep`, `of` and `selector` of `nemo.shrink`.
 
     Raises:
@@ -131,16 +134,15 @@ def make_module(
     if params.decompose.recalibrate_bn and batch_norms(module):
         size_of_batch = params.finetune.batch_size
         recalibrate_bn(module.to(device), training_batches(own, size_of_batch, device, seed))
-        module.info["recalibrated_bn"] = True
     measured["as_cut"] = accuracy(*predict(module.to(device), test))
-    say(f"fine-tuning {subset}")
-    family = family_of(params.models[0], model)
-    _, tuned = finetune(module, own, family, params, seed, f"{params.models[0]} {subset}")
-    measured["finetuned"] = accuracy(*predict(module, test))
+    if tune:
+        say(f"fine-tuning {subset}")
+        title, family = f"{params.models[0]} {subset}", family_of(params.models[0], model)
+        _, module.info["finetuned"] = finetune(module, own, family, params, seed, title)
+        measured["finetuned"] = accuracy(*predict(module, test))
     module.info |= {
         "cell": f"{params.models[0]}, {weights.name}",
         "class_names": [data.classes[position] for position in classes],
-        "finetuned": tuned,
         "parent_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "preprocessing": {key: list(getattr(data, key)) for key in ("mean", "std", "size")},
         "subset": subset,

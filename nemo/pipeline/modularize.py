@@ -185,13 +185,22 @@ def train_parent(params: Params, data: Prepared, work: Path, say: Say = _silent)
 
 
 def make_module(
-    params: Params, data: Prepared, layout: Layout, out: Path, say: Say = _silent
+    params: Params,
+    data: Prepared,
+    layout: Layout,
+    out: Path,
+    say: Say = _silent,
+    *,
+    tune: bool = True,
 ) -> DecomposedModule:
     """Cut the module out of the parent in `layout`, fine-tune it, measure it, and save it to `out`.
 
     `info["test_accuracy"]` of the module holds top-1 accuracies on the test images, in [0, 1]: of
     the parent with its soft masks on `all` its classes and on those of the `subset`, of the module
     `as_cut` and `finetuned`; and of always saying the most frequent of its classes, `one_class`.
+
+    Args:
+        tune: False saves the module as cut.
     """
     cell, (subset, text) = cell_of(params), next(iter(params.subsets.items()))
     classes, device = parse_subset(text, data.classes), resolve_device(params.device)
@@ -199,22 +208,23 @@ def make_module(
     masks.run(params, cell, layout)
     say(f"cutting {subset}")
     decompose.run(params, cell, subset, layout)
-    say(f"fine-tuning {subset}")
-    finetune.run(params, cell, subset, layout)
-    tuned = layout.finetuned(cell, subset)
-    module = load(tuned)
     test = Batches(data.splits["test"], data.mean, data.std, 256, device=device)
     parent = predict(load_cell(layout.train(cell)).to(device), test)
     own = data.restrict(classes).splits["test"]
     test = Batches(own, data.mean, data.std, 256, device=device)
-    as_cut = load(layout.module(cell, subset))
-    module.info["test_accuracy"] = {
+    module = load(layout.module(cell, subset))
+    measured = {
         "all": accuracy(*parent),
         "subset": accuracy(*parent, classes=classes),
-        "as_cut": accuracy(*predict(as_cut.to(device), test)),
-        "finetuned": accuracy(*predict(module.to(device), test)),
+        "as_cut": accuracy(*predict(module.to(device), test)),
         "one_class": guess_accuracy(own.labels),
     }
+    if tune:
+        say(f"fine-tuning {subset}")
+        finetune.run(params, cell, subset, layout)
+        module = load(layout.finetuned(cell, subset))
+        measured["finetuned"] = accuracy(*predict(module.to(device), test))
+    module.info["test_accuracy"] = measured
     with new_folder(out) as folder:
         save(module, folder)
     return module.cpu()

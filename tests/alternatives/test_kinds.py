@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from nemo.alternatives import ALTERNATIVES
 from nemo.alternatives import context as module
@@ -104,6 +105,18 @@ def test_a_distilled_model_loses_the_rows_of_both_heads(monkeypatch):
     params = type("Params", (), {"text_of": lambda self, subset: subset})()
     context = Context(params, Cell("d", "deit_small", "nemo", 0), "e+c", data, Layout())
     torch.testing.assert_close(context.standard()(images()), expected)
+
+
+def test_a_classifier_that_is_a_convolution_is_one_clear_line(monkeypatch):
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1)
+    whole = nn.Sequential(*layers, nn.Flatten())
+    monkeypatch.setattr(module, "load_cell", lambda folder: whole)
+    data = type("Data", (), {"classes": tuple("abcde")})()
+    params = type("Params", (), {"text_of": lambda self, subset: subset})()
+    context = Context(params, Cell("d", "squeezenet", "nemo", 0), "e+c", data, Layout())
+    line = "^squeezenet: alternatives need a Linear classifier, and 2 is a Conv2d$"
+    with pytest.raises(ValueError, match=line):
+        context.standard()
 
 
 @pytest.mark.parametrize("kind", PRUNED)

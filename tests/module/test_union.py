@@ -66,6 +66,29 @@ def test_the_logits_are_those_of_both_modules_scaled_and_shifted(pair, batch, tm
     assert "finetuned" not in loaded.info
 
 
+def test_grey_images_are_normalised_as_each_module_was_trained():
+    how = [{"mean": [m], "std": [s], "size": [8, 8]} for m, s in ((0.2, 0.5), (0.7, 0.25))]
+    parts = []
+    for seed, classes in enumerate(([0, 1], [2, 3])):
+        layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten()
+        model = randomise(nn.Sequential(*layers, nn.Linear(6 * 4 * 4, 4)), seed)
+        part = nemo.decompose(
+            model, {"2": torch.arange(6) < 4}, classes, example=torch.zeros(1, 1, 8, 8)
+        )
+        part.info = {"class_names": [str(c) for c in classes], "preprocessing": how[seed]}
+        parts.append(part)
+    pixels = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    first, second = ((pixels - h["mean"][0]) / h["std"][0] for h in how)
+    merged = nemo.merge(*parts, [(first, torch.arange(12) % 4)])
+    scales = [(part["scale"], part["bias"]) for part in merged.info["merged"]]
+    with torch.no_grad():
+        expected = [
+            part(x) * scale + bias
+            for part, x, (scale, bias) in zip(parts, (first, second), scales, strict=True)
+        ]
+        torch.testing.assert_close(merged(first), torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+
+
 def test_it_is_a_module_that_trains_and_merges_again_and_shares_no_weights(pair, batch):
     images = normalised(batch[0], HOW[0])
     merged = nemo.merge(*pair, [(images, batch[1])]).train()

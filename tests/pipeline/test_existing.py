@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 import nemo
@@ -148,6 +148,19 @@ def test_what_is_measured_as_cut_has_batchnorm_estimated_anew(inside):
     assert f"the most frequent class alone: {measured['one_class']:.1%}" in result.output
 
 
+def test_without_fine_tuning_the_module_is_the_cut(inside):
+    command = [*WHAT, "--weights", "trained.pt", "--classes", "0+1", "--keep", "0.3"]
+    result = run(*command, "--finetune-epochs", "0", "--out", "as-cut")
+    assert result.exit_code == 0, result.output
+    module, parent = nemo.load("as-cut"), load_file("trained.safetensors")
+    assert "finetuned" not in module.info.keys() | module.info["test_accuracy"].keys()
+    assert "fine-tuning" not in result.output
+    # no weight was trained: each row of the classifier is part of the parent's
+    kept = set(parent["13.weight"][:2].flatten().tolist())
+    assert set(module.state_dict()["13.weight"].flatten().tolist()) < kept
+    assert module.info["recalibrated_bn"] is True
+
+
 def test_a_function_of_ones_own_can_be_trained_modularly(inside):
     command = ["--model", "digit_nets:net", "--shape", "width=8", "--data", "digits"]
     result = run(*command, "--epochs", "2", "--finetune-epochs", "1", "--out", "own")
@@ -220,6 +233,10 @@ def test_a_mistake_is_one_line(inside, changes, line):
         (
             ["--weights", "trained.pt", "--keep", "0.3", "--epochs", "3"],
             "--epochs: decides nothing",
+        ),
+        (
+            ["--weights", "trained.pt", "--keep", "0.3", "--cut-pass"],
+            "--cut-pass: decides nothing with --weights",
         ),
         (["--weights", "trained.pt", "--keep", "nan"], "nan is not in the range 0<x<1"),
         (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: one or"),

@@ -119,6 +119,36 @@ def test_another_module_of_the_same_parent_needs_no_training(made, monkeypatch):
     assert third["parent_sha256"] != first["parent_sha256"]
 
 
+def test_a_module_trained_as_it_is_cut_can_be_had_without_fine_tuning(made, monkeypatch):
+    root, output = made
+    monkeypatch.chdir(root)
+    command = ["--model", "resnet18", "--data", "pets", "--classes", "owl+cat", *TINY]
+    result = run(*command, "--cut-pass", "--finetune-epochs", "0", "--out", "modules/cut")
+    assert result.exit_code == 0, result.output
+    (history,) = [
+        rows
+        for file in root.glob("nemo-work/*/runs/**/train/history.csv")
+        if "cut_loss" in (rows := file.read_text().splitlines())[0]
+    ]
+    where = history[0].split(",").index("cut_loss")
+    assert float(history[1].split(",")[where]) == 0 < float(history[-1].split(",")[where])
+    assert "fine-tun" not in result.output.replace("fine-tuned   not recorded", "")
+    assert "fine-tuning owl+cat" in output
+    module = nemo.load("modules/cut")
+    assert module.info["recalibrated_bn"] is True
+    assert "finetuned" not in module.info.keys() | module.info["test_accuracy"].keys()
+    data = load("nemo-work/data/pets")
+    test, (cat, _, owl) = data.splits["test"], range(3)
+    right = []
+    for image, label in zip(test.images[:], test.labels, strict=True):
+        if label in (owl, cat):
+            pixels = (image.float() / 255 - torch.tensor(data.mean).view(-1, 1, 1)) / torch.tensor(
+                data.std
+            ).view(-1, 1, 1)
+            right.append(module(pixels[None]).argmax().item() == [owl, cat].index(label))
+    assert module.info["test_accuracy"]["as_cut"] == pytest.approx(sum(right) / len(right))
+
+
 def test_layers_are_listed_without_training(made, tmp_path, monkeypatch):
     root, _ = made
     monkeypatch.chdir(tmp_path)
