@@ -19,6 +19,7 @@ from nemo.cli.modules import card, data_option, show
 if TYPE_CHECKING:
     from nemo.config import Params
     from nemo.data import Prepared
+    from nemo.module.decomposed import DecomposedModule
 
 _DEFAULTS = yaml.safe_load(files("nemo").joinpath("defaults.yaml").read_text(encoding="utf-8"))
 _count = click.IntRange(min=1)
@@ -219,14 +220,19 @@ def modularize(
                 params, data, modular, weights, out, click.echo, tune=not as_cut, **size
             )
         click.echo("\n".join(layer_table(modular.layers, module.report["layers"])))
-        show(card(module))
-        reached = module.info["test_accuracy"]
-        for key, what in MEASURED.items():
-            if key in reached:
-                click.echo(f"test accuracy of the {what:<26} {reached[key]:.1%}")
-        if reached.get("finetuned", reached["as_cut"]) <= reached["one_class"]:
-            click.echo("nemo: the module knows nothing: one class for all is as good", err=True)
+        _show(module)
         click.echo(f"wrote {out}")
+
+
+def _show(module: DecomposedModule) -> None:
+    """Print its card and what it reaches."""
+    show(card(module))
+    reached = module.info["test_accuracy"]
+    for key, what in MEASURED.items():
+        if key in reached:
+            click.echo(f"test accuracy of the {what:<26} {reached[key]:.1%}")
+    if reached.get("finetuned", reached["as_cut"]) <= reached["one_class"]:
+        click.echo("nemo: the module knows nothing: one class for all is as good", err=True)
 
 
 def _check_together(

@@ -18,7 +18,7 @@ from nemo.cost import count_parameters
 from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
 from nemo.distributed import broadcast_from_main, is_main, main_only, rank_and_world_size
-from nemo.fields import ParamsError
+from nemo.fields import Family, ParamsError
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
 from nemo.masking.objectives import OBJECTIVES, Objective, Remembers
@@ -32,7 +32,7 @@ from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.fit import Plan, Row, fit
-from nemo.training.tasks import make_task
+from nemo.training.tasks import Task, make_task
 
 OnEpoch = Callable[[int, Row], None]
 
@@ -163,7 +163,7 @@ def _train(
     on_epoch: OnEpoch,
     begin: nn.Module | None = None,
 ) -> tuple[nn.Module, list[Row]]:
-    device = resolve_device(params.device)
+    device, method = resolve_device(params.device), params.base_of(cell.method)
     torch.manual_seed(cell.seed)
     base = build_model(cell.model, len(data.classes), data.size[0], shape)
     if begin is not None:
@@ -171,46 +171,22 @@ def _train(
     if teacher is not None:
         base.set_distilled_training(True)  # type: ignore[operator]
     family = family_of(cell.model, base)
-    method = params.base_of(cell.method)
-    model = modularize(base) if method.modular else base
+    model = (modularize(base) if method.modular else base).to(device)
     channels_last = params.train.channels_last and family == "cnn" and _may_be_channels_last(model)
-    model.to(device)
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    options: Any = {"channels_last": channels_last, "part": rank_and_world_size()}
-    watched = {
-        f"{split}_accuracy": Batches(
-            data.splits[split], data.mean, data.std, 512, device=device, **options
-        )
-        for split in (("val", "test") if params.train.watch_test else ("val",))
-    }
-
-    def validate() -> Row:
-        return {name: accuracy(*predict(model, images)) for name, images in watched.items()}
-
+    how: Any = {"channels_last": channels_last, "part": rank_and_world_size()}
     drawn: Any = {"per_class": params.train.per_class, "steps": params.train.steps}
-    size, labels = params.train.batch_size, data.splits["train"].labels
-    batches = training_batches(data, size, device, cell.seed, **options, **drawn)
-    section = params.section(method.section)
-    cut_pass = None
-    if isinstance(model, Modular) and getattr(section, "cut", None) is not None:
-        if section.cut.every > len(batches):
-            raise ParamsError(
-                f"{method.section}.cut.every: {section.cut.every}; accepted: at most the "
-                f"{len(batches)} steps of an epoch"
-            )
-        epochs = params.train.epochs.of(family)
-        cut_pass = ScheduledCutPass(section.cut, model, len(data.classes), epochs, cell.seed)
-    task = make_task(method, section, family, labels, device, teacher, cut_pass)
-    if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
-        task.penalty.begin(model.layers, len(data.classes), device)
+    size, seed = params.train.batch_size, cell.seed
+    batches = training_batches(data, size, device, seed, **how, **drawn)
+    task = _task(params, method, family, model, data, teacher, len(batches), seed)
     history = fit(
         model,
         task,
         batches,
         Plan.of(params.train, family),
         device=device,
-        validate=validate,
+        validate=_validation(params, model, data, device, how),
         amp=params.train.amp,
         cuda_graphs=params.train.cuda_graphs,
         memory=task,
@@ -219,6 +195,46 @@ def _train(
         title=cell.name,
     )
     return model, history
+
+
+def _task(
+    params: Params,
+    method: Objective,
+    family: Family,
+    model: nn.Module,
+    data: Prepared,
+    teacher: nn.Module | None,
+    steps: int,
+    seed: int,
+) -> Task:
+    """What the `steps` of each epoch minimise."""
+    section, classes = params.section(method.section), len(data.classes)
+    cut, cut_pass, device = getattr(section, "cut", None), None, resolve_device(params.device)
+    if isinstance(model, Modular) and cut is not None:
+        if cut.every > steps:
+            raise ParamsError(
+                f"{method.section}.cut.every: {cut.every}; accepted: at most the {steps} steps of "
+                "an epoch"
+            )
+        cut_pass = ScheduledCutPass(cut, model, classes, params.train.epochs.of(family), seed)
+    labels = data.splits["train"].labels
+    task = make_task(method, section, family, labels, device, teacher, cut_pass)
+    if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
+        task.penalty.begin(model.layers, classes, device)
+    return task
+
+
+def _validation(
+    params: Params, model: nn.Module, data: Prepared, device: torch.device, how: dict[str, Any]
+) -> Callable[[], Row]:
+    """What measures `model` on the validation images, and where asked for on the test images."""
+    watched = {
+        f"{split}_accuracy": Batches(
+            data.splits[split], data.mean, data.std, 512, device=device, **how
+        )
+        for split in (("val", "test") if params.train.watch_test else ("val",))
+    }
+    return lambda: {name: accuracy(*predict(model, images)) for name, images in watched.items()}
 
 
 def _may_be_channels_last(model: nn.Module) -> bool:
