@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
 from nemo.module.decomposed import DecomposedModule
-from nemo.signature import call, evaluating, moved, pairs
+from nemo.signature import call, evaluating, moved, pairs, samples
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
 
@@ -26,6 +26,9 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
     images of one class vary less, and augmented, since the weights are used to that.
     The `info` of a module then says `recalibrated_bn`.
 
+    Args:
+        batches: pairs (inputs, labels); labels are not used.
+
     Raises:
         ValueError: no batch has two images, or the statistics are not finite.
     """
@@ -33,8 +36,8 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
         return
     like = next(v for v in module.state_dict().values() if v.is_floating_point())
     with estimating_bn(module):
-        for inputs, labels in pairs(batches):
-            if len(labels) > 1:  # one image has no statistics where a map is a single pixel
+        for inputs, _ in pairs(batches):
+            if samples(inputs) > 1:  # one image has no statistics where a map is a single pixel
                 call(module, moved(inputs, like))
     if isinstance(module, DecomposedModule):
         module.info["recalibrated_bn"] = True

@@ -15,7 +15,6 @@ Shapes: D draws, C classes, N_l channels of a BatchNorm.
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from nemo.calibration import batch_norms, estimating_bn, has_seen, norms_of
 from nemo.data.subsets import draw_subset
 from nemo.masking.class_masks import ClassMasks
 from nemo.masking.generators import Modular, as_modular
-from nemo.masking.labels import check_labels, positions
+from nemo.masking.labels import check_labels, integer, integers, positions
 from nemo.signature import call, moved, pairs, rows
 
 # with fewer draws, or a sharpness of 8 or 32, modules are less accurate: reports/LOG.md
@@ -117,7 +116,7 @@ def bn_for_cuts(
     if not isinstance(masks, ClassMasks):
         kind = type(masks).__name__
         raise ValueError(f"masks: a {kind}; accepted: what nemo.class_masks returns")
-    sizes, (draws,) = _positive("sizes", sizes), _positive("draws", [draws])
+    sizes, draws = integers("sizes", sizes, 1), integer("draws", draws, 1)
     norms, own = norms_of(network.model), _statistics(network.model)
     every = list(range(masks.num_classes))
     if not norms:
@@ -151,16 +150,6 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
 
 def _one_hot(classes: Sequence[int], count: int) -> Tensor:
     return torch.isin(torch.arange(count), torch.tensor(classes))
-
-
-def _positive(name: str, values: Sequence[int]) -> list[int]:
-    try:
-        found = [operator.index(value) for value in values]
-        if all(value > 0 for value in found):
-            return found
-    except TypeError:
-        pass
-    raise ValueError(f"{name}: {values!r}; accepted: integers from 1")
 
 
 def _draw(

@@ -156,6 +156,13 @@ def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
             yield batch[0], batch[1]
 
 
+def samples(batch: Any) -> int:
+    """How many a batch has."""
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    return len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
 def rows(batch: Any, chosen: Tensor) -> Any:
     """The samples of a batch that are chosen, bool (B,)."""
     if isinstance(batch, Mapping):

@@ -321,11 +321,11 @@ def test_after_an_error_a_model_is_what_it_was(batches, training):
     [
         ({"labels": torch.tensor([0, 4] * 6)}, r"labels hold 4; accepted: 0\.\.3"),
         ({"labels": torch.zeros(12, 4)}, "accepted: a tensor \\(B,\\) of integers"),
-        ({"sizes": [2, 0]}, r"sizes: \[2, 0\]; accepted: integers from 1"),
-        ({"sizes": 2}, "sizes: 2; accepted: integers from 1"),
-        ({"sizes": [2.5]}, r"sizes: \[2\.5\]; accepted: integers from 1"),
-        ({"draws": 0}, r"draws: \[0\]; accepted: integers from 1"),
-        ({"draws": 2.5}, r"draws: \[2\.5\]; accepted: integers from 1"),
+        ({"sizes": [2, 0]}, "sizes: 0; accepted: integers from 1"),
+        ({"sizes": 2}, "sizes: 2; accepted: a list of integers from 1"),
+        ({"sizes": [2.5]}, r"sizes: 2\.5; accepted: integers from 1"),
+        ({"draws": 0}, "draws: 0; accepted: integers from 1"),
+        ({"draws": 2.5}, r"draws: 2\.5; accepted: integers from 1"),
     ],
 )
 def test_what_has_no_statistics_for_cuts_is_refused(change, message):
@@ -414,5 +414,8 @@ def test_a_module_says_that_its_statistics_are_estimated_anew():
     on = {layer: torch.ones(count, dtype=torch.bool) for layer, count in modular.layers.items()}
     module = nemo.decompose(modular, on)
     assert "recalibrated_bn" not in module.info
-    recalibrate_bn(module, [(torch.randn(6, 3, 8, 8), torch.zeros(6))])
+    with pytest.raises(ValueError, match="no batch has two images"):
+        recalibrate_bn(module, [(torch.randn(1, 3, 8, 8), torch.zeros(6))])
+    assert "recalibrated_bn" not in module.info
+    recalibrate_bn(module, [(torch.randn(6, 3, 8, 8), None)])  # labels are not used
     assert module.info["recalibrated_bn"] is True

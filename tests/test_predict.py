@@ -90,11 +90,19 @@ WRONG = [
     ({"class_names": ["a"]}, "class_names has 1 names, and the module returns 2 logits"),
     ({"class_names": 3}, "class_names is 3; accepted: a list of strings"),
     ({"class_names": [1, 2]}, "class_names is [1, 2]; accepted: a list of strings"),
-    ({"preprocessing": {"mean": [0.4] * 3}}, "accepted: mean and std (above 0) of 3 channels or"),
-    ({"preprocessing": 3}, "preprocessing is 3; accepted: mean and std (above 0) of 3 channels or"),
+    ({"preprocessing": {"mean": [0.4] * 3}}, "accepted: mean and std of 3 channels or"),
+    ({"preprocessing": 3}, "preprocessing is 3; accepted: mean and std of 3 channels or"),
     ({"preprocessing": {"mean": [0] * 4, "std": [1] * 4, "size": [24, 24]}}, "of 3 channels"),
-    ({"preprocessing": {"mean": [0] * 3, "std": [0] * 3, "size": [24, 24]}}, "std (above 0)"),
+    (
+        {"preprocessing": {"mean": [0] * 3, "std": [0] * 3, "size": [24, 24]}},
+        "of pixels from 0 to 1",
+    ),
     ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3, "size": [24]}}, "size [height, width]"),
+    ({"preprocessing": {"mean": [99] * 3, "std": [60] * 3, "size": [24, 24]}}, "from 0 to 1"),
+    (
+        {"preprocessing": {"mean": [0], "std": [1], "size": [24, 24]}},
+        "channels: 1; accepted: 3, as",
+    ),
 ]
 
 

@@ -40,8 +40,8 @@ def merge(a: Path, b: Path, source: str, out: Path) -> None:
     names = check_mergeable(first, second)
     if "preprocessing" not in first.info:
         raise ValueError(f"{a}: the module does not say how images are prepared for it")
-    mean, std, _ = preparation(first.info)
-    preparation(second.info)
+    mean, std, _ = preparation(first, first.info)
+    preparation(second, second.info)
     if len(mean) != 3:
         raise ValueError(f"{a}: a module of grey images; accepted: of colour ones, or nemo.merge")
     data = _images_of(names, source, first.input_size[1])

@@ -212,7 +212,7 @@ def modularize(
             return
         assert out is not None
         if weights is None:
-            layout = train_parent(params, data, work, click.echo)
+            layout = train_parent(params, data, work, lambda line: click.echo(_as_options(line)))
             module = make_module(params, data, layout, out, click.echo, tune=not as_cut)
         else:
             size = {name: options[name] for name in ("keep", "of", "selector") if options[name]}
@@ -260,24 +260,27 @@ def _check_together(
 
 @contextmanager
 def _named_as_options() -> Iterator[None]:
-    """Name options in errors, which name the keys of params that they stand for."""
+    """Name options in errors."""
     try:
         yield
     except (ValueError, ArithmeticError) as error:
-        text = re.sub(r"^options: ", "", str(error), flags=re.M)
-        text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
-        text = re.sub(r"^(classes|keep|device|selector): ", r"--\1: ", text, flags=re.M)
-        text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
-        text = re.sub(
-            r"; name one: output=.*", "; accepted: a model that returns only logits", text
-        )
-        text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
-        text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
-        for key, name in TUNED.items():
-            option = "--" + name.replace("_", "-")
-            if "." in key:
-                text = re.sub(rf"\b{re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
-        raise ValueError(text) from error
+        raise ValueError(_as_options(str(error))) from error
+
+
+def _as_options(text: str) -> str:
+    """A message with options in place of the keys of params that they stand for."""
+    text = re.sub(r"^options: ", "", text, flags=re.M)
+    text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
+    text = re.sub(r"^(classes|keep|device|selector): ", r"--\1: ", text, flags=re.M)
+    text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
+    text = re.sub(r"; name one: output=.*", "; accepted: a model that returns only logits", text)
+    text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
+    text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
+    for key, name in TUNED.items():
+        option = "--" + name.replace("_", "-")
+        if "." in key:
+            text = re.sub(rf"\b{re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
+    return text
 
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
             'saved with {"preprocessing": {"mean": ..., "std": ..., "size": ...}} (docs/modules.md)'
         )
     try:
-        mean, std, size = preparation(module.info)
+        mean, std, size = preparation(module, module.info)
         names = class_names(module.info, None) if module.info.get("class_names") else None
     except ValueError as error:
         raise ArtefactError(f"{folder}: {error}") from None

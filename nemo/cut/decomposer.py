@@ -123,7 +123,10 @@ def _checked(masks: Mapping[str, Tensor], sites: Sequence[Site]) -> dict[str, Te
             raise ValueError(f"masks[{layer!r}] must be a bool tensor, got {mask.dtype}")
         if mask.ndim != 1:
             got = tuple(mask.shape)
-            raise ValueError(f"masks[{layer!r}] must have one dimension, got shape {got}")
+            raise ValueError(
+                f"masks[{layer!r}] must have one dimension, got shape {got}; of class masks, take "
+                "those of some classes: class_masks.select([3, 5])"
+            )
     return {layer: mask.cpu() for layer, mask in found.items()}
 
 

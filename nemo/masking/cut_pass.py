@@ -17,7 +17,6 @@ Shapes: B samples, C classes, K neurons of all layers.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
@@ -32,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nemo.data.subsets import draw_subset
 from nemo.masking.generators import Masks, as_modular
 from nemo.masking.hooks import acting
-from nemo.masking.labels import check_labels
+from nemo.masking.labels import check_labels, integer, integers
 from nemo.signature import ACCEPTED, call, pick, rows
 
 EPSILON = 1e-6  # an average of ones in float32 ends a little below 1
@@ -53,19 +52,14 @@ class CutLoss:
         seed: int = 0,
     ) -> None:
         self.modular = as_modular(modular)
-        self.sizes = [operator.index(size) for size in sizes]
-        least = min([operator.index(classes), *self.sizes])
-        if least < 2:
-            raise ValueError(f"classes and sizes: {least}; accepted: 2 and above")
+        classes, self.sizes = integer("classes", classes, 2), integers("sizes", sizes, 2)
         for name, share in (("rate", rate), ("threshold", threshold)):
             if not 0 < share <= 1:
                 raise ValueError(f"{name}: {share}; accepted: above 0, at most 1")
         if not (weight > 0 and isfinite(weight)):
             raise ValueError(f"weight: {weight}; accepted: finite numbers above 0")
-        if operator.index(seed) < 0:
-            raise ValueError(f"seed: {seed}; accepted: 0 and above")
         self.weight, self.rate, self.threshold = weight, rate, threshold
-        self.seed, self.epoch, self.step = seed, 0, 0
+        self.seed, self.epoch, self.step = integer("seed", seed, 0), 0, 0
         device = next(self.modular.parameters()).device
         # masks start almost fully on
         self.frequency = torch.ones(classes, sum(self.modular.layers.values()), device=device)
@@ -131,10 +125,10 @@ class CutLoss:
 
 
 class CutPass(CutLoss):
-    """The cut pass in a training loop of your own; the module's docstring has its formula.
+    """The cut pass in a training loop of your own; `help(nemo.masking.cut_pass)` has its formula.
 
-    Call it once a step, in the last third of the epochs. A network that still learns its task loses
-    by it:
+    Call it once a step of training, in the last third of the epochs. A network that still learns
+    its task loses by it. It is no measurement: each call moves the frequencies:
 
         logits, masks = modular(images)
         loss = ... + cut_pass(images, labels, masks)
@@ -191,10 +185,9 @@ class CutPass(CutLoss):
         return self.loss(logits, labels[chosen], subset)
 
     def _check(self, inputs: Any, labels: Tensor, masks: Masks) -> None:
-        layers = self.modular.layers
-        if not isinstance(masks, Mapping) or not layers.keys() <= masks.keys():
-            raise ValueError(f"masks lack {next(iter(layers))!r}; accepted: those of the model")
         check_labels(labels, masks, len(self.frequency))
+        if lacking := self.modular.layers.keys() - masks.keys():
+            raise ValueError(f"masks lack {min(lacking)!r}; accepted: those of the model")
         tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
         for tensor in [inputs] if isinstance(inputs, Tensor) else tensors:
             if not isinstance(tensor, Tensor) or tensor.shape[:1] != labels.shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,30 @@ def positions(classes: Any) -> list[int]:
     raise ValueError(f"classes: {classes!r}; accepted: positions, such as [3, 5]")
 
 
+def integer(name: str, value: Any, least: int) -> int:
+    """Raise ValueError, which calls it `name`, unless it is an integer and `least` or above."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = least - 1
+    if found < least:
+        raise ValueError(f"{name}: {value!r}; accepted: integers from {least}")
+    return found
+
+
+def integers(name: str, values: Any, least: int) -> list[int]:
+    """A list of these; raise ValueError unless it is one."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}: {values!r}; accepted: a list of integers from {least}")
+    return [integer(name, value, least) for value in values]
+
+
 def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:
     """Raise ValueError unless labels are (B,) integers, one for each row of the masks (B, N_l),
     and positions of `classes`: others would broadcast to something."""
+    if not isinstance(masks, Mapping):
+        kind = type(masks).__name__
+        raise ValueError(f"masks: a {kind}; accepted: {{layer: (B, N_l)}}, of (logits, masks)")
     shape, dtype = getattr(labels, "shape", ()), getattr(labels, "dtype", type(labels).__name__)
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in INTEGERS:
         raise ValueError(

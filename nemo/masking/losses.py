@@ -108,9 +108,6 @@ def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check(masks: Mapping[str, Tensor], labels: Tensor) -> None:
-    if not isinstance(masks, Mapping):
-        kind = type(masks).__name__
-        raise ValueError(f"masks: a {kind}; accepted: {{layer: (B, N_l)}}, of (logits, masks)")
     if not masks:
         raise ValueError("masks is empty: expected {layer: (B, N_l)} with at least one layer")
     check_labels(labels, masks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ def check_info(module: DecomposedModule, info: Mapping[str, Any]) -> None:
     if info.get("class_names") is not None:
         class_names(info, None if module.classes is None else len(module.classes))
     if info.get("preprocessing") is not None:
-        preparation(info)
+        preparation(module, info)
 
 
 def class_names(info: Mapping[str, Any], count: int | None) -> list[str]:
@@ -46,11 +45,11 @@ def class_names(info: Mapping[str, Any], count: int | None) -> list[str]:
     return list(names)
 
 
-def preparation(info: Mapping[str, Any]) -> Preparation:
+def preparation(module: DecomposedModule, info: Mapping[str, Any]) -> Preparation:
     """How images are prepared: (pixels / 255 - mean) / std, of the size (H, W).
 
     Raises:
-        ValueError: it does not say so.
+        ValueError: it does not say so, or of other images than the module takes.
     """
     how = info["preprocessing"]
     try:
@@ -58,10 +57,16 @@ def preparation(info: Mapping[str, Any]) -> Preparation:
         height, width = (int(side) for side in how["size"])
     except (KeyError, TypeError, ValueError):
         mean, std, height, width = [], [], 0, 0
-    usable = all(math.isfinite(number) for number in mean) and min(std, default=0) > 0
+    usable = all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std)
     if len(mean) not in (1, 3) or len(mean) != len(std) or not usable or min(height, width) < 1:
         raise ValueError(
-            f"info: preprocessing is {how}; accepted: mean and std (above 0) of 3 channels or of 1 "
-            "(grey), and size [height, width]"
+            f"info: preprocessing is {how}; accepted: mean and std of 3 channels or of 1 (grey), "
+            "of pixels from 0 to 1, and size [height, width]"
+        )
+    shape = module.input_size if module.takes.plain else ()
+    if len(shape) == 3 and shape[0] != len(mean):
+        raise ValueError(
+            f"info: preprocessing is of images with channels: {len(mean)}; accepted: {shape[0]}, "
+            "as the module takes them"
         )
     return mean, std, (height, width)

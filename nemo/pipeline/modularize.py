@@ -23,7 +23,7 @@ from nemo.config import STANDARD, Params, check_params, check_subset_name
 from nemo.data import Batches, DataError, Prepared, parse_subset
 from nemo.device import resolve_device
 from nemo.fields import ParamsError
-from nemo.files import new_folder
+from nemo.files import new_folder, read_csv
 from nemo.masking.generators import Modular, modularize
 from nemo.models import build_model
 from nemo.models.factory import is_factory, register_factory
@@ -36,7 +36,7 @@ from nemo.predict import accuracy, guess_accuracy, predict
 from nemo.recipe import recipe
 from nemo.sections import SOURCES
 from nemo.trained import load_cell
-from nemo.training.cell import train_cell
+from nemo.training.cell import idle, train_cell
 
 Say = Callable[[str], object]
 METHOD = "nemo"
@@ -181,6 +181,8 @@ def train_parent(params: Params, data: Prepared, work: Path, say: Say = _silent)
     else:
         say(f"training the parent in {layout.root}")
         train_cell(params, cell, data, layout.train(cell))
+    for line in idle(read_csv(layout.train(cell) / "history.csv")):
+        say(f"warning: {line}")
     return layout
 
 

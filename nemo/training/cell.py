@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nemo.config import STANDARD, Params
 from nemo.cost import count_parameters
 from nemo.data import Batches, Prepared
 from nemo.device import resolve_device
-from nemo.distributed import broadcast_from_main, is_main, main_only, rank_and_world_size
+from nemo.distributed import broadcast_from_main, main_only, rank_and_world_size
 from nemo.fields import Family, ParamsError
 from nemo.files import new_folder, write_csv, write_json
 from nemo.masking.generators import Modular, modularize
@@ -47,9 +46,9 @@ def train_cell(
     data: Prepared,
     out: Path,
     on_epoch: OnEpoch = lambda e, r: None,
-) -> None:
+) -> list[Row]:
     """Train `cell` on `data` and write weights, history and metrics to the folder `out`; of several
-    processes each calls this, and the first one writes.
+    processes each calls this, and the first one writes. Returns the history.
 
     Raises:
         OSError: `out` cannot be written; found before any training.
@@ -71,11 +70,9 @@ def train_cell(
         model, history = _train(params, cell, data, shape, teacher, checkpoint, on_epoch, begin)
         if params.train.at_chance == "fail":
             check_learned(history[-1], data, params.base_of(cell.method), cell.name)
-        if is_main():
-            for line in idle(history):
-                print(f"nemo: {cell.name}: {line}", file=sys.stderr)
         if folder is not None:
             _write(folder, model, history, _describe(params, cell, data, shape, key["settings"]))
+    return history
 
 
 def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> None:
@@ -95,7 +92,7 @@ def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> No
         )
 
 
-def idle(history: list[Row]) -> list[str]:
+def idle(history: Sequence[Row]) -> list[str]:
     """What params ask for, and what never acted: masks may be those of an untrained generator."""
     lines, why = [], f"in {len(history)} epochs; try more train.epochs, or another train.lr"
     if history[-1].get("penalty_share") == 0:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import nemo
 from nemo.cut import ExactnessError, decompose, decomposer
 from nemo.cut.builder import Builder
+from nemo.masking.class_masks import ClassMasks
 from nemo.models import build_model
 from nemo.models.shapes import CnnShape
 from tests.cut.helpers import random_masks, randomise
@@ -27,6 +28,15 @@ def model() -> nn.Module:
 def test_unknown_mode_is_refused(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="mode must be one of exact, compact"):
         decompose(model, {}, mode="fast")
+
+
+def test_class_masks_are_not_the_masks_of_a_module(model: nn.Module) -> None:
+    modular = nemo.modularize(model, example=torch.zeros(1, 3, 32, 32))
+    masks = {layer: torch.ones(10, count) > 0 for layer, count in modular.layers.items()}
+    with pytest.raises(
+        ValueError, match=r"one dimension, got .*: class_masks\.select\(\[3, 5\]\)$"
+    ):
+        decompose(modular, ClassMasks(masks, {}))
 
 
 def test_models_must_return_one_tensor() -> None:

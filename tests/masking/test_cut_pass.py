@@ -146,13 +146,15 @@ def test_mistakes_are_one_line(modular):
     inputs, labels = texts(4), torch.arange(4)
     _, masks = modular(**inputs)
     for wrong, line in (
-        ({"classes": 1}, "classes and sizes: 1; accepted: 2 and above"),
-        ({"sizes": [1]}, "classes and sizes: 1; accepted: 2 and above"),
+        ({"classes": 1}, "classes: 1; accepted: integers from 2"),
+        ({"sizes": [1]}, "sizes: 1; accepted: integers from 2"),
         ({"rate": 0.0}, "rate: 0.0; accepted: above 0, at most 1"),
         ({"threshold": 1.5}, "threshold: 1.5; accepted: above 0, at most 1"),
         ({"weight": 0.0}, "weight: 0.0; accepted: finite numbers above 0"),
         ({"weight": float("inf")}, "weight: inf; accepted: finite numbers above 0"),
-        ({"seed": -1}, "seed: -1; accepted: 0 and above"),
+        ({"seed": -1}, "seed: -1; accepted: integers from 0"),
+        ({"classes": [3, 5]}, r"classes: \[3, 5\]; accepted: integers from 2"),
+        ({"sizes": 3}, "sizes: 3; accepted: a list of integers from 2"),
         ({"modular": modular.model}, "the model is a Texts; accepted: what nemo.modularize"),
     ):
         with pytest.raises(ValueError, match=line):
@@ -166,7 +168,7 @@ def test_mistakes_are_one_line(modular):
         ((texts(3), labels % 3, masks), "inputs do not fit 4 labels; accepted: a tensor, or a"),
         ((inputs | {"flag": True}, labels % 3, masks), "inputs do not fit 4 labels"),
         ((inputs, labels % 3, {}), "masks lack 'fc1'; accepted: those of the model"),
-        ((inputs, labels % 3, modular(**inputs)), "masks lack 'fc1'"),
+        ((inputs, labels % 3, modular(**inputs)), "masks: a tuple; accepted: {layer: "),
     ):
         with pytest.raises(ValueError, match=line):
             cut_pass(*given)

@@ -149,6 +149,17 @@ def test_a_module_trained_as_it_is_cut_can_be_had_without_fine_tuning(made, monk
     assert module.info["test_accuracy"]["as_cut"] == pytest.approx(sum(right) / len(right))
 
 
+def test_a_cut_pass_that_never_ran_is_told_of_each_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["--model", "resnet18", "--shape", "width=0.125", "--data", "digits", "--epochs", "2"]
+    for out in "ab":
+        result = run(*command, "--cut-pass", "--finetune-epochs", "0", "--out", out)
+        assert result.exit_code == 0, result.output
+        line = "warning: the cut pass never ran in 2 epochs; try more --epochs, or another --lr\n"
+        assert result.output.count(line) == 1
+    assert "already" in result.output
+
+
 def test_layers_are_listed_without_training(made, tmp_path, monkeypatch):
     root, _ = made
     monkeypatch.chdir(tmp_path)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo.cells import Cell
+from nemo.cells import Cell, Layout
 from nemo.config import check_params, load_params
 from nemo.data.prepared import Prepared, Split
 from nemo.fields import ParamsError, Strict
 from nemo.masking.generators import modularize
 from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.models import build_model
+from nemo.pipeline import train as stage
 from nemo.recipe import recipe
 from nemo.trained import WEIGHTS
 from nemo.training.cell import AtChanceError, check_learned, idle, train_cell
@@ -103,7 +104,8 @@ def test_parts_of_the_loss_that_never_acted_are_named(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     loss = {**QUICK["loss"], "warmup": 4, "cut": {"weight": 1.0}}
     own = check_params({**params().model_dump(exclude_unset=True), "loss": loss})
-    train_cell(own, Cell("digits", "resnet18", "nemo", 3), noise(), tmp_path / "nemo")
+    monkeypatch.setattr(stage, "images", lambda *_: noise())
+    stage.run(own, Cell("digits", "resnet18", "nemo", 3), Layout(tmp_path))
     said = capsys.readouterr().err.splitlines()
     name = "nemo: digits/resnet18/nemo-3: "
     assert [line[: len(name) + 17] for line in said if line.startswith(name)] == [
