@@ -39,7 +39,7 @@ from nemo.pipeline.modularize import METHOD, defaults, own_params
 from nemo.predict import accuracy, predict
 from nemo.settings import ORIGIN, settings
 from nemo.trained import load_cell
-from nemo.training.cell import train_cell
+from nemo.training.cell import idle, train_cell
 
 # Where images are below FOLDER, and which of them; a path that is None is no path, but a source.
 DATASETS: dict[str, tuple[str | None, dict[str, Any]]] = {
@@ -146,7 +146,8 @@ def measure(task: Task) -> Row:
             prepare.run(params, cell.dataset, layout)
     data, device = load(folder), resolve_device(params.device)
     if not layout.train(cell).is_dir():
-        train_cell(params, cell, data, layout.train(cell))
+        for line in idle(train_cell(params, cell, data, layout.train(cell))):
+            print(f"{cell.name}: {line}")
     test = Batches(data.splits["test"], data.mean, data.std, 256, device=device)
     logits, labels = predict(load_cell(layout.train(cell)).to(device), test)
     row: Row = {

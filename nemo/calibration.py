@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from nemo.data import Augment, Batches, Prepared
-from nemo.module.decomposed import DecomposedModule
 from nemo.signature import call, evaluating, moved, pairs, samples
 
 AS_CUT = "batch_norm_as_cut.safetensors"  # beside a module: its BatchNorms' statistics before that
@@ -39,8 +38,8 @@ def recalibrate_bn(module: nn.Module, batches: Iterable[tuple[Any, Tensor]]) -> 
         for inputs, _ in pairs(batches):
             if samples(inputs) > 1:  # one image has no statistics where a map is a single pixel
                 call(module, moved(inputs, like))
-    if isinstance(module, DecomposedModule):
-        module.info["recalibrated_bn"] = True
+    if isinstance(info := getattr(module, "info", None), dict):  # to know modules needs their code
+        info["recalibrated_bn"] = True
 
 
 @contextmanager

@@ -157,10 +157,10 @@ def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
 
 
 def samples(batch: Any) -> int:
-    """How many a batch has."""
+    """How many a batch has; one input may be a single row for all."""
     if isinstance(batch, Mapping):
         batch = tuple(batch.values())
-    return len(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    return max(map(len, batch), default=0) if isinstance(batch, (tuple, list)) else len(batch)
 
 
 def rows(batch: Any, chosen: Tensor) -> Any:

@@ -14,6 +14,7 @@ from nemo.config import load_params
 from nemo.data import Batches, load, prepare
 from nemo.data.prepared import Split
 from nemo.masking.class_masks import ClassMasks
+from nemo.signature import samples
 from tests.training.test_fit import STATISTICS, model, split
 
 
@@ -405,6 +406,13 @@ def test_a_batchnorm_that_counts_no_batches_is_estimated():
     assert (network[1].running_mean.abs() < 0.5).all()
 
 
+def test_a_row_for_all_samples_is_not_a_batch_of_one():
+    ids, positions = torch.zeros(6, 5), torch.zeros(1, 5)
+    for inputs in ((positions, ids), {"ids": ids, "positions": positions}, [positions, ids], ids):
+        assert samples(inputs) == 6
+    assert (samples(()), samples(positions)) == (0, 1)
+
+
 def test_a_module_says_that_its_statistics_are_estimated_anew():
     convolutions = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
     model = nn.Sequential(*convolutions, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
@@ -417,5 +425,8 @@ def test_a_module_says_that_its_statistics_are_estimated_anew():
     with pytest.raises(ValueError, match="no batch has two images"):
         recalibrate_bn(module, [(torch.randn(1, 3, 8, 8), torch.zeros(6))])
     assert "recalibrated_bn" not in module.info
+    for few in ((torch.randn(1, 3, 8, 8),), {"input": torch.randn(1, 3, 8, 8)}):
+        with pytest.raises(ValueError, match="no batch has two images"):
+            recalibrate_bn(module, [(few, None)])
     recalibrate_bn(module, [(torch.randn(6, 3, 8, 8), None)])  # labels are not used
     assert module.info["recalibrated_bn"] is True

@@ -98,10 +98,11 @@ WRONG = [
         "of pixels from 0 to 1",
     ),
     ({"preprocessing": {"mean": [0] * 3, "std": [1] * 3, "size": [24]}}, "size [height, width]"),
-    ({"preprocessing": {"mean": [99] * 3, "std": [60] * 3, "size": [24, 24]}}, "from 0 to 1"),
+    ({"preprocessing": {"mean": [99] * 3, "std": [1] * 3, "size": [24, 24]}}, "from 0 to 1"),
+    ({"preprocessing": {"mean": [1] * 3, "std": [60] * 3, "size": [24, 24]}}, "from 0 to 1"),
     (
         {"preprocessing": {"mean": [0], "std": [1], "size": [24, 24]}},
-        "channels: 1; accepted: 3, as",
+        "has 1 channels, and the module takes images of 3",
     ),
 ]
 
@@ -127,6 +128,34 @@ def test_a_module_that_says_what_does_not_fit_is_one_line(tmp_path, monkeypatch,
     done = CliRunner().invoke(cli, ["predict", str(tmp_path / "m"), str(tmp_path / "a.png")])
     assert (done.exit_code, done.output.count("\n")) == (1, 1)
     assert line in done.output
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x, y):
+        return self.head((self.conv(x) + self.conv(y)).mean((2, 3)))
+
+
+class Volume(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Pair(), (3, 8, 8)), (Volume(), (1, 8, 8, 8))], ids=["pair", "volume"]
+)
+def test_a_module_of_something_else_than_an_image_is_one_line(tmp_path, model, shape):
+    example = torch.zeros(2, *shape)
+    module = nemo.decompose(model, {}, example=(example,) * (2 if isinstance(model, Pair) else 1))
+    how = {"mean": [0.5] * shape[0], "std": [0.5] * shape[0], "size": [8, 8]}
+    nemo.save(module, tmp_path / "m", {"preprocessing": how})
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = CliRunner().invoke(cli, ["predict", str(tmp_path / "m"), str(tmp_path / "a.png")])
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert f"the module takes {module.takes}; accepted: one image" in done.output
 
 
 def test_unreadable_images_are_named_after_the_others(tmp_path):

@@ -192,8 +192,9 @@ def modularize(
 
     model, section = architecture(model, _shape(shape), pretrained)
     changes = {"architecture": section, **{key: options[name] for key, name in TUNED.items()}}
-    if cut_pass:
-        changes["loss.cut"] = {}
+    if cut_pass:  # as the module will be cut
+        threshold = options["threshold"]
+        changes["loss.cut"] = {} if threshold is None else {"threshold": threshold}
     if as_cut := changes["finetune.epochs"] == 0:
         del changes["finetune.epochs"]  # a recipe has one at least; it is not followed
     # another run in this folder may be about to replace the images that this one reads
@@ -212,7 +213,7 @@ def modularize(
             return
         assert out is not None
         if weights is None:
-            layout = train_parent(params, data, work, lambda line: click.echo(_as_options(line)))
+            layout = train_parent(params, data, work, click.echo)
             module = make_module(params, data, layout, out, click.echo, tune=not as_cut)
         else:
             size = {name: options[name] for name in ("keep", "of", "selector") if options[name]}
@@ -260,27 +261,25 @@ def _check_together(
 
 @contextmanager
 def _named_as_options() -> Iterator[None]:
-    """Name options in errors."""
+    """Name options in errors, which name the keys of params that they stand for."""
     try:
         yield
     except (ValueError, ArithmeticError) as error:
-        raise ValueError(_as_options(str(error))) from error
-
-
-def _as_options(text: str) -> str:
-    """A message with options in place of the keys of params that they stand for."""
-    text = re.sub(r"^options: ", "", text, flags=re.M)
-    text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
-    text = re.sub(r"^(classes|keep|device|selector): ", r"--\1: ", text, flags=re.M)
-    text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
-    text = re.sub(r"; name one: output=.*", "; accepted: a model that returns only logits", text)
-    text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
-    text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
-    for key, name in TUNED.items():
-        option = "--" + name.replace("_", "-")
-        if "." in key:
-            text = re.sub(rf"\b{re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
-    return text
+        text = re.sub(r"^options: ", "", str(error), flags=re.M)
+        text = re.sub(r"^subsets: ", "classes: ", text, flags=re.M)
+        text = re.sub(r"^(classes|keep|device|selector): ", r"--\1: ", text, flags=re.M)
+        text = re.sub(r"\bdata\.[\w-]+\.", "data.", text)
+        text = re.sub(
+            r"; name one: output=.*", "; accepted: a model that returns only logits", text
+        )
+        text = text.replace(" (tried, as there is no example=)", " (--size resizes them)")
+        text = re.sub(r"\barchitecture\.[^\s:]+\.", "--shape ", text)
+        text = text.replace("loss.cut.threshold", "masks.threshold")  # one option for both
+        for key, name in TUNED.items():
+            option = "--" + name.replace("_", "-")
+            if "." in key:
+                text = re.sub(rf"\b{re.escape(key)}(\.cnn|\.transformer)?\b", option, text)
+        raise ValueError("\n".join(dict.fromkeys(text.split("\n")))) from error
 
 
 def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:

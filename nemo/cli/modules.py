@@ -40,7 +40,7 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
     from nemo.data import DataError
     from nemo.data.images import ImageFile, ImageFiles
     from nemo.module.files import ArtefactError, load
-    from nemo.module.info import class_names, preparation
+    from nemo.module.info import class_names, preparation, takes_an_image
 
     module = load(folder).float()  # images are float32
     if "preprocessing" not in module.info:
@@ -48,6 +48,8 @@ def predict(folder: Path, images: tuple[Path, ...]) -> None:
             f"{folder}: the module does not say how images are prepared for it; accepted: those "
             'saved with {"preprocessing": {"mean": ..., "std": ..., "size": ...}} (docs/modules.md)'
         )
+    if not takes_an_image(module):
+        raise ArtefactError(f"{folder}: the module takes {module.takes}; accepted: one image")
     try:
         mean, std, size = preparation(module, module.info)
         names = class_names(module.info, None) if module.info.get("class_names") else None

@@ -128,7 +128,7 @@ class CutPass(CutLoss):
     """The cut pass in a training loop of your own; `help(nemo.masking.cut_pass)` has its formula.
 
     Call it once a step of training, in the last third of the epochs. A network that still learns
-    its task loses by it. It is no measurement: each call moves the frequencies:
+    its task loses by it. Do not call it to measure something: each call moves the frequencies.
 
         logits, masks = modular(images)
         loss = ... + cut_pass(images, labels, masks)

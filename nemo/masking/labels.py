@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,19 +26,20 @@ def positions(classes: Any) -> list[int]:
 def integer(name: str, value: Any, least: int) -> int:
     """Raise ValueError, which calls it `name`, unless it is an integer and `least` or above."""
     try:
-        found = operator.index(value)
+        if operator.index(value) >= least:
+            return operator.index(value)
     except TypeError:
-        found = least - 1
-    if found < least:
-        raise ValueError(f"{name}: {value!r}; accepted: integers from {least}")
-    return found
+        pass
+    raise ValueError(f"{name}: {value!r}; accepted: integers from {least}")
 
 
 def integers(name: str, values: Any, least: int) -> list[int]:
     """A list of these; raise ValueError unless it is one."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ValueError(f"{name}: {values!r}; accepted: a list of integers from {least}")
-    return [integer(name, value, least) for value in values]
+    try:
+        listed = list(values)
+    except TypeError:
+        raise ValueError(f"{name}: {values!r}; accepted: a list of integers from {least}") from None
+    return [integer(name, value, least) for value in listed]
 
 
 def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | None = None) -> None:

@@ -108,6 +108,6 @@ def _cosines(masks: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check(masks: Mapping[str, Tensor], labels: Tensor) -> None:
+    check_labels(labels, masks)
     if not masks:
         raise ValueError("masks is empty: expected {layer: (B, N_l)} with at least one layer")
-    check_labels(labels, masks)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo.module.decomposed import DecomposedModule
+from nemo.signature import FLOAT
 
 # (mean, std, size): per channel on a 0..1 scale, and (H, W)
 Preparation = tuple[list[float], list[float], tuple[int, int]]
+LARGEST = 2.0  # mean or std: those of pixels from 0 to 255 are above
 
 
 def check_info(module: DecomposedModule, info: Mapping[str, Any]) -> None:
@@ -45,11 +47,17 @@ def class_names(info: Mapping[str, Any], count: int | None) -> list[str]:
     return list(names)
 
 
+def takes_an_image(module: DecomposedModule) -> bool:
+    """Whether its one input is of floats (C, H, W)."""
+    first, *others = module.takes.inputs
+    return not others and first.dtype == FLOAT and len(first.shape) == 3
+
+
 def preparation(module: DecomposedModule, info: Mapping[str, Any]) -> Preparation:
     """How images are prepared: (pixels / 255 - mean) / std, of the size (H, W).
 
     Raises:
-        ValueError: it does not say so, or of other images than the module takes.
+        ValueError: it does not say so, or not for the channels that the module takes.
     """
     how = info["preprocessing"]
     try:
@@ -57,16 +65,15 @@ def preparation(module: DecomposedModule, info: Mapping[str, Any]) -> Preparatio
         height, width = (int(side) for side in how["size"])
     except (KeyError, TypeError, ValueError):
         mean, std, height, width = [], [], 0, 0
-    usable = all(0 <= number <= 1 for number in mean) and all(0 < number <= 1 for number in std)
+    usable = all(abs(n) <= LARGEST for n in mean) and all(0 < n <= LARGEST for n in std)
     if len(mean) not in (1, 3) or len(mean) != len(std) or not usable or min(height, width) < 1:
         raise ValueError(
             f"info: preprocessing is {how}; accepted: mean and std of 3 channels or of 1 (grey), "
             "of pixels from 0 to 1, and size [height, width]"
         )
-    shape = module.input_size if module.takes.plain else ()
-    if len(shape) == 3 and shape[0] != len(mean):
+    if takes_an_image(module) and module.input_size[0] != len(mean):
         raise ValueError(
-            f"info: preprocessing is of images with channels: {len(mean)}; accepted: {shape[0]}, "
-            "as the module takes them"
+            f"info: preprocessing has {len(mean)} channels, and the module takes images of "
+            f"{module.input_size[0]}; accepted: as many as it takes, 3 or 1"
         )
     return mean, std, (height, width)

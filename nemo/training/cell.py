@@ -94,7 +94,7 @@ def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> No
 
 def idle(history: Sequence[Row]) -> list[str]:
     """What params ask for, and what never acted: masks may be those of an untrained generator."""
-    lines, why = [], f"in {len(history)} epochs; try more train.epochs, or another train.lr"
+    lines, why = [], f"in {len(history)} epochs; try more of them, or another learning rate"
     if history[-1].get("penalty_share") == 0:
         lines.append(f"the loss on masks waited for the task loss, and never counted {why}")
     if "cut_loss" in history[-1] and not any(row["cut_loss"] for row in history):
@@ -160,7 +160,7 @@ def _train(
     on_epoch: OnEpoch,
     begin: nn.Module | None = None,
 ) -> tuple[nn.Module, list[Row]]:
-    device, method = resolve_device(params.device), params.base_of(cell.method)
+    device = resolve_device(params.device)
     torch.manual_seed(cell.seed)
     base = build_model(cell.model, len(data.classes), data.size[0], shape)
     if begin is not None:
@@ -168,15 +168,16 @@ def _train(
     if teacher is not None:
         base.set_distilled_training(True)  # type: ignore[operator]
     family = family_of(cell.model, base)
-    model = (modularize(base) if method.modular else base).to(device)
+    model = modularize(base) if params.base_of(cell.method).modular else base
+    model.to(device)
     channels_last = params.train.channels_last and family == "cnn" and _may_be_channels_last(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     how: Any = {"channels_last": channels_last, "part": rank_and_world_size()}
     drawn: Any = {"per_class": params.train.per_class, "steps": params.train.steps}
-    size, seed = params.train.batch_size, cell.seed
-    batches = training_batches(data, size, device, seed, **how, **drawn)
-    task = _task(params, method, family, model, data, teacher, len(batches), seed)
+    batch_size = params.train.batch_size
+    batches = training_batches(data, batch_size, device, cell.seed, **how, **drawn)
+    task = _task(params, cell, family, model, data, teacher, len(batches))
     history = fit(
         model,
         task,
@@ -196,24 +197,25 @@ def _train(
 
 def _task(
     params: Params,
-    method: Objective,
+    cell: Cell,
     family: Family,
     model: nn.Module,
     data: Prepared,
     teacher: nn.Module | None,
     steps: int,
-    seed: int,
 ) -> Task:
     """What the `steps` of each epoch minimise."""
+    method, device = params.base_of(cell.method), next(model.parameters()).device
     section, classes = params.section(method.section), len(data.classes)
-    cut, cut_pass, device = getattr(section, "cut", None), None, resolve_device(params.device)
+    cut, cut_pass = getattr(section, "cut", None), None
     if isinstance(model, Modular) and cut is not None:
         if cut.every > steps:
             raise ParamsError(
                 f"{method.section}.cut.every: {cut.every}; accepted: at most the {steps} steps of "
                 "an epoch"
             )
-        cut_pass = ScheduledCutPass(cut, model, classes, params.train.epochs.of(family), seed)
+        epochs = params.train.epochs.of(family)
+        cut_pass = ScheduledCutPass(cut, model, classes, epochs, cell.seed)
     labels = data.splits["train"].labels
     task = make_task(method, section, family, labels, device, teacher, cut_pass)
     if isinstance(model, Modular) and isinstance(task.penalty, Remembers):
