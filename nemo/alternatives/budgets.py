@@ -61,10 +61,11 @@ def budgets(params: Params, cell: Cell, data: Prepared, layout: Layout) -> list[
                 context = Context(params, cell, subset, data, layout, equal, "budgets")
                 for name in (MODULE, *asked.kinds):
                     curve = partial(_curve, context, name, rates.get(name))
-                    found = keep(f"{subset} {equal} {name}", curve)
+                    size = "" if name == MODULE else f"{equal} "  # it is one module for both sizes
+                    found = keep(f"{subset} {size}{name}", curve)
                     if found[0]["lr"] is not None:
                         rates.setdefault(name, found[0]["lr"])
-                    rows += found
+                    rows += [{**row, "equal": equal} for row in found]
     return rows
 
 

@@ -95,6 +95,7 @@ def _modules(frame: Frame, path: Path) -> str:
                 axis.set_xlim(min(10, 0.8 * frame["parameters_ratio"].min()), 125)
                 axis.set_xticks([10, 30, 100], ["10", "30", "100"])
                 axis.set_xticks([], minor=True)
+                axis.set_ylim(top=min(axis.get_ylim()[1], 100.5))  # nothing is above 100 %
             row[0].set_ylabel(f"{model}\naccuracy, %")
         for axis, subset in zip(axes[0], subsets, strict=True):
             axis.set_title(_broken(subset), fontsize=8.5)
@@ -236,6 +237,7 @@ def _budgets(frame: Frame, path: Path) -> str:
                 axis.set_xticks([], minor=True)
                 axis.set_title(model)
             method, equal = map(str, names)
+            equal = "FLOPs" if equal == "flops" else equal
             row[0].set_ylabel(f"{method}, equal {equal}\naccuracy, %")
         axes.flat[0].figure.supxlabel("epochs of fine-tuning", fontsize=9)
         legend(axes, colours)

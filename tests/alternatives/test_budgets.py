@@ -60,6 +60,9 @@ def test_each_competitor_has_a_row_at_each_size_and_budget(resnet):
     example = torch.zeros(1, 3, 16, 16)
     module = (count_parameters(context.module()), count_flops(context.module(), example))
     assert {(row["parameters"], row["flops"]) for row in rows} == {module}
+    once, again = ([r for r in rows if (r["competitor"], r["equal"]) == ("module", equal)]
+                   for equal in ("parameters", "flops"))  # fmt: skip
+    assert [{**row, "equal": "flops"} for row in once] == again  # measured once, also its seconds
 
 
 def by_hand(model, part, lr, steps, weight_decay):
