@@ -233,6 +233,14 @@ def _eye(x: Tensor) -> Tensor:
     return (torch.eye(x.shape[0], dtype=x.dtype) @ x.flatten(1)).view_as(x)
 
 
+def _batch_norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, training=True)
+
+
+def _running_norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, x.new_zeros(8), x.new_ones(8), training=True)
+
+
 def _sized(x: Tensor) -> Tensor:
     return x * 2 if x.shape[0] > 2 else x + x
 
@@ -245,6 +253,8 @@ def _sized(x: Tensor) -> Tensor:
     (_each, "it takes the batch size for a number, as .* a loop over samples do; accepted: "),
     (_eye, r"traced: torch.eye of the batch size \(test_unusual.py:\d+\); accepted: what is"),
     (_sized, "it takes the batch size for a number, as len"),
+    (_batch_norm, r"training=True\) \(test_unusual.py:\d+\): by the statistics of .*; accepted: "),
+    (_running_norm, r"training=True\) \(test_unusual.py:\d+\): by the statistics of .*; accepted"),
 ])  # fmt: skip
 def test_what_no_graph_can_say_is_one_line_in_modularize(
     after: Callable[[Tensor], Tensor], message: str, capfd: pytest.CaptureFixture[str]
@@ -255,6 +265,20 @@ def test_what_no_graph_can_say_is_one_line_in_modularize(
         nemo.modularize(net, IMAGES)
     assert "\n" not in str(caught.value)
     assert "def forward" not in capfd.readouterr().err
+
+
+def test_weights_that_are_standardised_by_a_batch_norm_are_cut():
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.weight.flatten(1)[None]
+            weight = F.batch_norm(rows, None, None, training=True).view_as(self.weight)
+            return F.conv2d(x, weight, self.bias, padding=1)
+
+    net = Net()
+    net.conv = Standardised(8, 8, 3)
+    module = nemo.decompose(nemo.modularize(made(net), IMAGES), {"conv": MASK})
+    masked = net.conv(torch.relu(net.stem(IMAGES))) * MASK.view(-1, 1, 1)
+    torch.testing.assert_close(module(IMAGES), net.fc(net.after(masked).mean((2, 3))))
 
 
 @pytest.mark.parametrize(("change", "example", "message"), [
