@@ -132,6 +132,10 @@ def shuffled(x: Tensor) -> Tensor:
     return x.index_select(-1, order) * x
 
 
+def narrowed(x: Tensor) -> Tensor:
+    return x.narrow(2, -3, 3) * x.narrow(2, 1, 3)
+
+
 def sums(x: Tensor) -> Tensor:
     return torch.addcmul(x, x, x.sigmoid())
 
@@ -231,7 +235,7 @@ def test_projections_that_are_read_twice_are_split(tmp_path: Path) -> None:
     assert widths == [10, 8, 10, 5]
 
 
-@pytest.mark.parametrize("function", [windows, patches, shuffled, sums])
+@pytest.mark.parametrize("function", [windows, patches, shuffled, narrowed, sums])
 def test_rearrangements_keep_few_channels(
     function: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:
