@@ -172,6 +172,9 @@ def test_mistakes_are_one_line(modular):
     ):
         with pytest.raises(ValueError, match=line):
             cut_pass(*given)
+        if "inputs" not in line:
+            with pytest.raises(ValueError, match=line):
+                cut_pass.observe(given[2], given[1])
     assert torch.equal(cut_pass.frequency, before)
 
 
