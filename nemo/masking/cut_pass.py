@@ -140,7 +140,8 @@ class CutPass(CutLoss):
 
     Args:
         modular: from `nemo.modularize`, a classifier with logits (B, C).
-        classes: C, at least 2.
+        classes: C, at least 2: those of the labels. The model may have further logits, as of
+            classes without samples, which `nemo.class_masks` warns of; here they are left out.
         weight: of the loss.
         sizes: of the subsets; all classes together are always one more. Each is as likely. With
             many classes, small subsets are rare in a batch.

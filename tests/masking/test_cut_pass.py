@@ -178,6 +178,14 @@ def test_mistakes_are_one_line(modular):
     assert torch.equal(cut_pass.frequency, before)
 
 
+def test_logits_of_no_class_are_left_out(modular):
+    inputs, labels = texts(6), torch.arange(6) % 3
+    loss = nemo.CutPass(modular, 3, sizes=[3])(inputs, labels, modular(**inputs)[1])
+    every = {layer: torch.ones(n) for layer, n in modular.layers.items()}
+    expected = F.cross_entropy(modular.under(every)(**inputs)["logits"][:, :3], labels)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_labels_of_bytes_are_compared_with_all_classes(modular):
     _, masks = modular(**texts(4))
     cut_pass = nemo.CutPass(modular, 256)
