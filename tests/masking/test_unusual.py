@@ -281,6 +281,31 @@ def test_weights_that_are_standardised_by_a_batch_norm_are_cut():
     torch.testing.assert_close(module(IMAGES), net.fc(net.after(masked).mean((2, 3))))
 
 
+class Strict(Net):
+    """Which takes batches of at least so many."""
+
+    least: int
+    error: Exception
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) < self.least:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("least", "error", "message"), [
+    (5, AssertionError("Input height 9 doesn't match 224"), "the example: Input height 9 doesn't"),
+    (5, AssertionError(), "the example: AssertionError$"),
+    (4, KeyError("mask"), "a batch of 1: KeyError 'mask'$"),
+    (4, TypeError("four at once"), "a batch of 1: four at once$"),
+])  # fmt: skip
+def test_what_a_model_raises_at_an_example_is_one_line(least: int, error: Exception, message: str):
+    net = made(Strict())
+    net.least, net.error = least, error
+    with pytest.raises(ValueError, match=f"^the model does not run on {message}"):
+        nemo.modularize(net, IMAGES)
+
+
 @pytest.mark.parametrize(("change", "example", "message"), [
     (lambda net: net, (IMAGES, IMAGES), "does not run on the example: .*positional argument"),
     (lambda net: net, IMAGES[:, :2], "does not run on the example: .*to have 3 channels"),
