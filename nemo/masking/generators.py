@@ -120,7 +120,7 @@ class Modular(nn.Module):
         """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients.
 
         It is called as the model is; the logits are the output that `modularize` was told. A mask
-        is (B, ..., N_l) where `pool` keeps the positions.
+        is (B, ..., N_l) where `pool` keeps the positions. Raise ValueError where B is 0.
         """
         if self._functional and torch.compiler.is_compiling():
             # a compiler would hand such linears to the mode that masks them a second time
@@ -129,7 +129,9 @@ class Modular(nn.Module):
         return self._masked(*args, **kwargs)
 
     def _masked(self, *args: Any, **kwargs: Any) -> tuple[Any, Masks]:
-        count = len(next(iter((*args, *kwargs.values()))))
+        count = len(next(iter((*args, *kwargs.values())), ()))
+        if not count:
+            raise ValueError("the modular model got no samples; accepted: one or more")
         with self._attached(count) as masks:
             logits = pick(self.model(*args, **kwargs), self.output)
         for site in self.sites:

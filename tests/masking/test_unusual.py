@@ -338,6 +338,13 @@ def test_a_model_that_reads_the_length_of_what_is_fixed_is_traced():
     torch.testing.assert_close(module(IMAGES), net.fc((4 * masked).mean((2, 3))))
 
 
+@pytest.mark.parametrize("inputs", [(), (IMAGES[:0],)])
+def test_a_batch_without_samples_is_one_line(inputs: tuple[Tensor, ...]):
+    modular = nemo.modularize(made(Net()), IMAGES)
+    with pytest.raises(ValueError, match="the modular model got no samples; accepted: one or"):
+        modular(*inputs)
+
+
 @pytest.mark.parametrize("labels", [LABELS[:, None], LABELS.float(), F.one_hot(LABELS), [0, 1, 2]])
 def test_labels_that_would_broadcast_are_refused(labels: Tensor):
     masks = {"conv": torch.rand(4, 8)}
