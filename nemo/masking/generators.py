@@ -94,10 +94,8 @@ class Modular(nn.Module):
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
-            reasons = "; ".join(": ".join(item) for item in self.skipped.items())
-            raise ValueError(
-                f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
-            )
+            reasons = "; ".join(map(": ".join, self.skipped.items())) or "no convolution or Linear"
+            raise ValueError(f"the model has no layer to mask ({reasons})")
         check_pool(pool)
         self._functional = any(site.part is not None for site in self.sites)
         self._keys = _keys(self.sites)
@@ -282,6 +280,12 @@ def under(model: nn.Module, masks: Mapping[str, Tensor], example: Any = None) ->
         model: a `Modular`, or any model that `modularize` takes.
         masks: as for `Modular.under`.
         example: a batch for a plain model, as for `modularize`, or the `Signature` seen from it.
+
+    Returns:
+        As `Modular.under`, a module that is called as `model` is.
+
+    Raises:
+        ValueError: what that raises; of a plain model also what `takes_of` does.
     """
     if isinstance(model, Modular):
         return model.under(masks)
