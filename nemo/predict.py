@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo.distributed import all_gather
-from nemo.signature import call, evaluating, pick
+from nemo.signature import call, check_targets, evaluating, pairs, pick
 
 
 @torch.inference_mode()
@@ -24,12 +24,13 @@ def predict(
         output: key, attribute or index of the logits, where the model returns more.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, ones that are no pairs, or labels that are no integers (B,).
     """
     several = getattr(batches, "part", (0, 1))[1] > 1
     logits, labels = [], []
     with evaluating(model):
-        for inputs, target in batches:
+        for inputs, target in pairs(batches):
+            check_targets(target)
             found = pick(call(model, inputs), output)
             found = found[0] if isinstance(found, tuple) else found
             whole = all_gather(found.float(), len(target)) if several else found.float()

@@ -6,13 +6,13 @@ that was trained elsewhere with the same hooks. Nothing here knows how a module 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nemo.module.check import BATCHES, SEED, ExactnessError, logits_of
+from nemo.module.check import BATCHES, SEED, ExactnessError, Run, logits_of
 from nemo.module.decomposed import DecomposedModule
 from nemo.signature import Signature
 
@@ -21,6 +21,18 @@ from nemo.signature import Signature
 VACUOUS = 1e-6
 # What float64 may lose, relative to the size of the logits; it matters where they hardly vary.
 ROUNDING = 1e-13
+
+
+def expected_of(run: Run, takes: Signature, classes: list[int] | None) -> Tensor:
+    """`logits_of` what a module is compared with.
+
+    Raises:
+        ValueError: they are not finite, so that no module could be right.
+    """
+    logits = logits_of(run, takes, classes)
+    if not logits.isfinite().all():
+        raise ValueError("the model's logits are not finite: are its weights?")
+    return logits
 
 
 def certify(
@@ -32,7 +44,7 @@ def certify(
     """Compare a module in float64 with the logits that are `expected` of it.
 
     Args:
-        expected: `logits_of` a float64 copy of the parent under its masks, see `Modular.under`.
+        expected: `expected_of` a float64 copy of the parent under its masks, see `Modular.under`.
         tolerance: largest error allowed, relative to the standard deviation of `expected`.
         elsewhere: what the parent says `at_other_sizes`.
 
@@ -71,9 +83,7 @@ def certify(
     }
 
 
-def at_other_sizes(
-    run: Callable[[Sequence[Tensor]], Tensor], takes: Signature, classes: list[int] | None
-) -> list[Tensor] | None:
+def at_other_sizes(run: Run, takes: Signature, classes: list[int] | None) -> list[Tensor] | None:
     """What the parent says of an image of each of two other sizes; None if it refuses one.
 
     A network may compute with its input's size as a number, which a module has as a constant.

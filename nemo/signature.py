@@ -17,6 +17,7 @@ from torch import Tensor, nn
 SOLE = "input"  # what the one tensor of a model that is called model(x) is called
 FLOAT = "float"
 WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 ACCEPTED = "a tensor, or a tuple or dict of tensors, whose first dimension is the samples"
 
 
@@ -154,6 +155,16 @@ def pairs(loader: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
             raise ValueError(f"a batch is a {kind}{count}; accepted: a pair (inputs, labels)")
         if getattr(batch[1], "shape", None) != (0,):
             yield batch[0], batch[1]
+
+
+def check_targets(labels: Any) -> None:
+    """Raise ValueError unless labels are a tensor (B,) of integers."""
+    shape, dtype = getattr(labels, "shape", ()), getattr(labels, "dtype", type(labels).__name__)
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in INTEGERS:
+        raise ValueError(
+            f"labels have shape {tuple(shape)} and type {dtype}; accepted: a tensor (B,) of "
+            "integers, one class per sample"
+        )
 
 
 def samples(batch: Any) -> int:

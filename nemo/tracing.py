@@ -65,23 +65,38 @@ def export(
     finally:
         chosen.remove()
     sys.stderr.write(said.getvalue())
-    read = next((n for n in exported.graph.nodes if n.target in NUMBERS), None)
-    if read is not None:
-        raise ValueError(
-            "the model cannot be traced: it takes a number out of a tensor, as x.max().item() "
-            f"does{_line(read)}; accepted: the tensor itself, as x.max() is"
-        )
-    square = next((n for n in exported.graph.nodes if n.target in EYES and n.all_input_nodes), None)
-    if square is not None:  # facts are those of one sample, and this is then a constant 1
-        raise ValueError(
-            f"the model cannot be traced: torch.eye of the batch size{_line(square)}; accepted: "
-            "what is computed for each sample alone"
-        )
+    _check(exported)
     returned = exported.graph.output_node().args[0][0].meta["val"]
     bounds = [bound.upper for bound in exported.range_constraints.values()]
     if isinstance(returned.shape[0], int) or any(upper < ANY for upper in bounds):
         raise ValueError(BATCH)  # or a size up to which the graph holds, as of x.split(4)
     return exported
+
+
+def _check(exported: torch.export.ExportedProgram) -> None:
+    """Raise ValueError for what a graph can say, and is no function of each sample alone."""
+    nodes, moving = exported.graph.nodes, set(exported.graph_signature.user_inputs)
+    for node in nodes:
+        inputs = {n.name for n in node.all_input_nodes}
+        if node.target in NUMBERS:
+            raise ValueError(
+                "the model cannot be traced: it takes a number out of a tensor, as x.max().item() "
+                f"does{_line(node)}; accepted: the tensor itself, as x.max() is"
+            )
+        if node.target in EYES and inputs:  # facts are those of one sample, and this is then 1
+            raise ValueError(
+                f"the model cannot be traced: torch.eye of the batch size{_line(node)}; accepted: "
+                "what is computed for each sample alone"
+            )
+        if moving & inputs:
+            moving.add(node.name)
+        is_norm = node.target is aten.batch_norm.default  # of a weight: weight standardisation
+        if is_norm and node.all_input_nodes[0].name in moving and node.args[5]:
+            raise ValueError(
+                f"F.batch_norm(training=True){_line(node)}: by the statistics of the batch, so "
+                "that what is said of a sample depends on the others in it; accepted: "
+                "training=self.training, and running statistics"
+            )
 
 
 def check_traceable(model: nn.Module, takes: Signature) -> None:

@@ -222,6 +222,15 @@ def test_gradients_through_masks_and_losses_are_those_of_the_cpu():
         torch.testing.assert_close(here, there, rtol=1e-7, atol=1e-9)
 
 
+def test_a_cut_pass_follows_a_model_that_moves():
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4).cuda()
+    modular = nemo.modularize(build_model("resnet18", 4, 32), images)
+    cut_pass = nemo.CutPass(modular, 4)
+    _, masks = modular.cuda()(images.cuda())
+    cut_pass.observe(masks, labels)
+    assert cut_pass.frequency.is_cuda
+
+
 def test_a_module_on_the_gpu_is_saved_and_loaded(tmp_path):
     modular = nemo.modularize(build_model("resnet18", 10, 32, params("cuda").architecture.resnet18))
     masks = {

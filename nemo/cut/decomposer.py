@@ -32,9 +32,9 @@ from nemo.masking.generators import takes_of, under
 from nemo.masking.labels import positions
 from nemo.masking.sites import Site
 from nemo.masking.under import by_layer
-from nemo.module.check import ExactnessError, logits_of
+from nemo.module.check import ExactnessError
 from nemo.module.decomposed import DecomposedModule
-from nemo.proof import at_other_sizes, certify
+from nemo.proof import at_other_sizes, certify, expected_of
 from nemo.signature import bare, moved
 
 MODES = ("exact", "compact")
@@ -68,8 +68,8 @@ def decompose(
         `classes` are entries of the last dimension.
 
     Raises:
-        ValueError: unknown layers, masks that do not fit, classes that do not exist; what
-            `modularize` raises.
+        ValueError: unknown layers, masks that do not fit, classes that do not exist, logits that
+            are not finite; what `modularize` raises.
         ExactnessError: the check failed.
     """
     if mode not in MODES:
@@ -86,7 +86,7 @@ def decompose(
     with double.acting():
         traced = trace(double.model, takes, noise)
     chosen = _check_classes(wanted, traced)
-    expected, loss = logits_of(partial(takes.run, double), takes, chosen), {}
+    expected, loss = expected_of(partial(takes.run, double), takes, chosen), {}
     elsewhere = at_other_sizes(partial(takes.run, double), takes, chosen)
     del double
     names = {(site.module, site.start): site.layer for site in sites}
@@ -94,7 +94,7 @@ def decompose(
     fold_constants(traced)
     if mode == "compact":
         exact, dropped = expected, drop_streams(traced, _whole(masks, sites))
-        expected = logits_of(lambda x: evaluate(traced, x)[traced.output], takes, chosen)
+        expected = expected_of(lambda x: evaluate(traced, x)[traced.output], takes, chosen)
         loss = {"dropped": dropped, "deviation": float((expected - exact).abs().max())}
         elsewhere = None  # the model without these channels is a graph, of one size
     sample = [x[:1] for x in noise]

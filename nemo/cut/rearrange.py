@@ -61,8 +61,10 @@ def sliced(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
 def narrowed(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     source, start, length = arg(node, 0), arg(node, 2), arg(node, 3)
     dim = axis(node, 1, len(dims(source)))
-    if dims(source)[dim] is None or not isinstance(start, int) or not isinstance(length, int):
+    size = dims(source)[dim]
+    if size is None or not isinstance(start, int) or not isinstance(length, int):
         return None
+    start += size if start < 0 else 0
     return rewriter.slice(source, dim, start, start + length)
 
 

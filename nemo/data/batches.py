@@ -1,4 +1,4 @@
-"""Batches out of memory or a file: vectorised normalisation, crop and flip (method.md section 4).
+"""Batches out of memory or a file: vectorised normalisation, crop and flip.
 
 Order and augmentation are a pure function of (seed, epoch), so that a resumed training sees what an
 uninterrupted one would have seen. Shapes: N images in the split, B in a batch, H x W pixels.

@@ -210,9 +210,18 @@ def cohesion(
         bits: {layer: bool (S, N_l)}, a row per sample.
         labels: (S,) class of each sample.
         class_masks: {layer: bool (C, N_l)}.
+
+    Raises:
+        ValueError: no class masks, no bits of one of their layers, or labels that are not integers
+            (S,) in 0..C-1.
     """
+    if lacking := class_masks.keys() - bits.keys():
+        raise ValueError(f"bits lack {min(lacking)!r}; accepted: those of all class masks")
     every = _concat({layer: bits[layer] for layer in class_masks})
     masks = _concat(class_masks).to(every.device)
+    check_labels(labels, {}, len(masks))
+    if len(every) != len(labels):
+        raise ValueError(f"bits have {len(every)} rows, not {len(labels)}; accepted: one per label")
     means = []
     for label in labels.unique().tolist():
         rows = every[labels == label][:, masks[label]]

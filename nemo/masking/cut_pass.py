@@ -140,7 +140,8 @@ class CutPass(CutLoss):
 
     Args:
         modular: from `nemo.modularize`, a classifier with logits (B, C).
-        classes: C, at least 2.
+        classes: C, at least 2: those of the labels. The model may have further logits, as of
+            classes without samples, which `nemo.class_masks` warns of; here they are left out.
         weight: of the loss.
         sizes: of the subsets; all classes together are always one more. Each is as likely. With
             many classes, small subsets are rare in a batch.
@@ -165,10 +166,10 @@ class CutPass(CutLoss):
             ValueError: inputs, labels and masks that do not fit together, labels that are no
                 classes, masks of positions, or a model that returns no logits (B, C).
         """
-        self._check(inputs, labels, masks)
+        self._check(masks, labels)
+        _check_inputs(inputs, labels)
+        self._learn(masks, labels)
         labels = labels.long()
-        self.frequency = self.frequency.to(labels.device)  # the model may have moved since
-        self.observe(masks, labels)
         self.step += 1
         subset = self.draw().to(labels.device)
         chosen = torch.isin(labels, subset)
@@ -184,14 +185,34 @@ class CutPass(CutLoss):
             )
         return self.loss(logits, labels[chosen], subset)
 
-    def _check(self, inputs: Any, labels: Tensor, masks: Masks) -> None:
+    def observe(self, masks: Masks, labels: Tensor) -> None:
+        """Learn the frequencies from a step that does not call this.
+
+        Args:
+            masks: {layer: (B, N_l)}, as the modular model returned them.
+            labels: (B,) in 0..C-1.
+
+        Raises:
+            ValueError: masks and labels that do not fit together or this cut pass.
+        """
+        self._check(masks, labels)
+        self._learn(masks, labels)
+
+    def _learn(self, masks: Masks, labels: Tensor) -> None:
+        self.frequency = self.frequency.to(labels.device)  # the model may have moved since
+        super().observe(masks, labels.long())
+
+    def _check(self, masks: Masks, labels: Tensor) -> None:
         check_labels(labels, masks, len(self.frequency))
         if lacking := self.modular.layers.keys() - masks.keys():
             raise ValueError(f"masks lack {min(lacking)!r}; accepted: those of the model")
-        tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
-        for tensor in [inputs] if isinstance(inputs, Tensor) else tensors:
-            if not isinstance(tensor, Tensor) or tensor.shape[:1] != labels.shape:
-                raise ValueError(f"inputs do not fit {len(labels)} labels; accepted: {ACCEPTED}")
+
+
+def _check_inputs(inputs: Any, labels: Tensor) -> None:
+    tensors = inputs.values() if isinstance(inputs, Mapping) else inputs
+    for tensor in [inputs] if isinstance(inputs, Tensor) else tensors:
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != labels.shape:
+            raise ValueError(f"inputs do not fit {len(labels)} labels; accepted: {ACCEPTED}")
 
 
 @contextmanager

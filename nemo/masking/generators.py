@@ -94,10 +94,8 @@ class Modular(nn.Module):
         self.sites = [site for site in sites if site.skip is None]
         self.skipped = {site.layer: site.skip for site in sites if site.skip is not None}
         if not self.sites:
-            reasons = "; ".join(": ".join(item) for item in self.skipped.items())
-            raise ValueError(
-                f"the model has no layer to mask ({reasons or 'no convolution or Linear'})"
-            )
+            reasons = "; ".join(map(": ".join, self.skipped.items())) or "no convolution or Linear"
+            raise ValueError(f"the model has no layer to mask ({reasons})")
         check_pool(pool)
         self._functional = any(site.part is not None for site in self.sites)
         self._keys = _keys(self.sites)
@@ -120,7 +118,7 @@ class Modular(nn.Module):
         """Logits (B, C) of the masked model and the masks {layer: (B, N_l)}, with gradients.
 
         It is called as the model is; the logits are the output that `modularize` was told. A mask
-        is (B, ..., N_l) where `pool` keeps the positions.
+        is (B, ..., N_l) where `pool` keeps the positions. Raise ValueError where B is 0.
         """
         if self._functional and torch.compiler.is_compiling():
             # a compiler would hand such linears to the mode that masks them a second time
@@ -129,7 +127,9 @@ class Modular(nn.Module):
         return self._masked(*args, **kwargs)
 
     def _masked(self, *args: Any, **kwargs: Any) -> tuple[Any, Masks]:
-        count = len(next(iter((*args, *kwargs.values()))))
+        count = len(next(iter((*args, *kwargs.values())), ()))
+        if not count:
+            raise ValueError("the modular model got no samples; accepted: one or more")
         with self._attached(count) as masks:
             logits = pick(self.model(*args, **kwargs), self.output)
         for site in self.sites:
@@ -280,6 +280,12 @@ def under(model: nn.Module, masks: Mapping[str, Tensor], example: Any = None) ->
         model: a `Modular`, or any model that `modularize` takes.
         masks: as for `Modular.under`.
         example: a batch for a plain model, as for `modularize`, or the `Signature` seen from it.
+
+    Returns:
+        As `Modular.under`, a module that is called as `model` is.
+
+    Raises:
+        ValueError: what that raises; of a plain model also what `takes_of` does.
     """
     if isinstance(model, Modular):
         return model.under(masks)

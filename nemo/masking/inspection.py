@@ -26,6 +26,10 @@ from nemo.signature import (
     pick,
 )
 
+REFUSALS = (  # what a model raises at a batch that it does not take
+    TypeError, RuntimeError, ValueError, IndexError, AttributeError, AssertionError, KeyError,
+)  # fmt: skip
+
 
 def signature(
     model: nn.Module, example: Any, output: str | int | None = None, called: str = "the example"
@@ -107,12 +111,17 @@ def _watched(
     handles = [m.register_forward_pre_hook(reads) for m in model.modules() if isinstance(m, kinds)]
     try:
         return call(model, batch), sizes
-    except (TypeError, RuntimeError, ValueError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the model does not run on {called}: {reason}") from error
+    except REFUSALS as error:
+        raise ValueError(f"the model does not run on {called}: {_reason(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    alone = said and not isinstance(error, KeyError)
+    return said if alone else f"{type(error).__name__} {said}".rstrip()
 
 
 def _in_training(model: nn.Module, example: Any) -> Any:
@@ -187,9 +196,9 @@ def _check_rows(model: nn.Module, takes: Signature, reference: Tensor) -> None:
         batch = moved(takes.draw(count, 0), reference)
         try:
             logits = takes.run(model, batch)
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"the model does not run on a batch of {count}: {reason}") from error
+        except REFUSALS as error:
+            line = f"the model does not run on a batch of {count}: {_reason(error)}"
+            raise ValueError(line) from error
         shapes.append(tuple(logits.shape))
         if not logits.is_floating_point():
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+from nemo.signature import check_targets
 
 
 def positions(classes: Any) -> list[int]:
@@ -48,12 +48,7 @@ def check_labels(labels: Tensor, masks: Mapping[str, Tensor], classes: int | Non
     if not isinstance(masks, Mapping):
         kind = type(masks).__name__
         raise ValueError(f"masks: a {kind}; accepted: {{layer: (B, N_l)}}, of (logits, masks)")
-    shape, dtype = getattr(labels, "shape", ()), getattr(labels, "dtype", type(labels).__name__)
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.dtype not in INTEGERS:
-        raise ValueError(
-            f"labels have shape {tuple(shape)} and type {dtype}; accepted: a tensor (B,) of "
-            "integers, one class per sample"
-        )
+    check_targets(labels)
     if classes is not None:
         wide = labels.long()  # uint8 ends at 255
         unknown = wide[(wide < 0) | (wide >= classes)]

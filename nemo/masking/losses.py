@@ -70,7 +70,13 @@ def _contrast(cosines: Tensor, same: Tensor, tau: float, form: ContrastiveForm) 
 def mwt_loss(masks: Mapping[str, Tensor], labels: Tensor, alpha: float, beta: float) -> Tensor:
     """MwT's loss (arXiv 2306.09376): alpha * cohesion loss + beta * coupling loss (scalar).
 
-    See `mwt_terms` for the two.
+    Args:
+        masks: {layer: (B, N_l)}.
+        labels: (B,) integers.
+        alpha, beta: weights of the two, which `mwt_terms` defines.
+
+    Raises:
+        ValueError: no masks, or shapes that do not fit.
     """
     cohesion, coupling = mwt_terms(masks, labels)
     return alpha * cohesion + beta * coupling
@@ -81,7 +87,7 @@ def mwt_terms(masks: Mapping[str, Tensor], labels: Tensor) -> tuple[Tensor, Tens
     cosine of different-class pairs, over the strict upper triangle of the batch.
 
     A batch without same-class (or different-class) pairs drops that term: it is 0, where the
-    authors' code gives NaN.
+    authors' code gives NaN. Arguments and errors are those of `mwt_loss`.
     """
     _check(masks, labels)
     upper = torch.ones(len(labels), len(labels), dtype=torch.bool, device=labels.device).triu(1)

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, cast
 
 import torch
@@ -66,17 +67,39 @@ def example_input(model: nn.Module) -> Tensor:
 
     Looks at `input_size` (ours), timm's `default_cfg`, and a patch embedding's `img_size`;
     without any of them, 3 x 32 x 32.
+
+    Raises:
+        ValueError: what the model says is no size.
     """
-    size = getattr(model, "input_size", None)
-    patches = getattr(model, "patch_embed", None)
-    if size is None and getattr(patches, "img_size", None) is not None:
-        size = (3, *patches.img_size)  # type: ignore[union-attr]
-    if size is None:
-        size = (getattr(model, "default_cfg", None) or {}).get("input_size")
+    size = _declared(model) or (3, 32, 32)
     reference = next(model.parameters(), torch.zeros(()))
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(2, *(size or (3, 32, 32)), generator=generator)
+    batch = torch.randn(2, *size, generator=generator)
     return batch.to(reference.device, reference.dtype)
+
+
+def _declared(model: nn.Module) -> list[int] | None:
+    """The size of a sample that a model says it takes, if it does."""
+    where, size = "input_size", getattr(model, "input_size", None)
+    if size is None:
+        where = "patch_embed.img_size"
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        if isinstance(size, int):
+            size = (size, size)
+        size = (3, *size) if isinstance(size, (tuple, list)) else size
+    if size is None:
+        where, size = "default_cfg", (getattr(model, "default_cfg", None) or {}).get("input_size")
+    if size is None:
+        return None
+    try:
+        sizes = [index(n) for n in size]
+    except TypeError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ValueError(
+            f"the model's {where} is {size!r}; accepted: a size such as (3, 32, 32), or example="
+        )
+    return sizes
 
 
 def seen(model: nn.Module, example: Any = None, output: str | int | None = None) -> Signature:

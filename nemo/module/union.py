@@ -43,11 +43,11 @@ def merge(
     Args:
         a, b: modules with disjoint classes that are called alike, cut from whatever parents.
         loader: batches of held-out inputs, images normalised as for `a`, on its device, and labels
-            (B,) in 0..T_a+T_b-1; some of each module's classes.
+            (B,) of integers in 0..T_a+T_b-1; some of each module's classes.
 
     Raises:
         ValueError: see `check_mergeable`; or a layer that was replaced or has a hook; or no
-            batches, or logits or labels that do not fit.
+            batches of (inputs, labels), or logits or labels that do not fit.
     """
     for module in (a, b):
         if not isinstance(module, DecomposedModule):
@@ -56,8 +56,12 @@ def merge(
         module.check_layers("merge")
     names = check_mergeable(a, b)
     raw, labels = predict(_assemble(a, b, Calibration(), Calibration()), loader)
-    if raw.ndim != 2:
-        raise ValueError(f"the logits have shape {tuple(raw.shape)}; accepted: (samples, classes)")
+    labels = labels.long()
+    if raw.ndim != 2 or len(raw) != len(labels):
+        raise ValueError(
+            f"the logits of {len(labels)} labels have shape {tuple(raw.shape)}; accepted: "
+            "(samples, classes)"
+        )
     count = len(class_names(a))
     if not 0 <= labels.min() < count <= labels.max() < len(names):
         raise ValueError(

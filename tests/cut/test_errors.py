@@ -68,6 +68,19 @@ def test_a_wrong_module_is_caught_with_the_layer(
         decompose(model, random_masks(model, 0.5))
 
 
+@pytest.mark.parametrize("mode", ["exact", "compact"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_blamed_on_the_cut(mode: str, value: float) -> None:
+    head = nn.Linear(96, 3)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3), nn.Flatten(), head)
+    modular = nemo.modularize(model, example=torch.zeros(2, 1, 8, 8))
+    head.weight.data[1, 2] = value  # as by a training that diverged
+    masks = {"1": torch.arange(6) < 3}
+    with pytest.raises(ValueError, match=r"^the model's logits are not finite: are its weights\?$"):
+        decompose(modular, masks, mode=mode)
+    assert decompose(modular, masks, [0, 2], mode=mode).certificate["error"] < 1e-9
+
+
 NO_EXAMPLE = r"not run on images of 3 x 32 x 32 \(tried, as there is no example=\): .* but got 3"
 
 

@@ -61,11 +61,11 @@ class Padded(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, batch_first: bool, bias: bool, layers: int) -> None:
+    def __init__(self, batch_first: bool, bias: bool, layers: int, projected: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
         self.lstm = nn.LSTM(
-            WIDTH, 4, layers, bias=bias, batch_first=batch_first, bidirectional=True
+            WIDTH, 4, layers, bias, batch_first, bidirectional=True, proj_size=projected
         )
         self.first = batch_first
 
@@ -130,6 +130,10 @@ def patches(x: Tensor) -> Tensor:
 def shuffled(x: Tensor) -> Tensor:
     order = torch.tensor([3, 1, 0, 2, 7, 5, 6, 4])
     return x.index_select(-1, order) * x
+
+
+def narrowed(x: Tensor) -> Tensor:
+    return x.narrow(2, -3, 3) * x.narrow(2, 1, 3)
 
 
 def sums(x: Tensor) -> Tensor:
@@ -198,13 +202,20 @@ def test_dead_channels_of_other_shapes(
 
 
 @pytest.mark.parametrize(
-    ("first", "bias", "layers", "columns"),
-    [(True, True, 1, 7), (False, True, 2, 7), (True, False, 1, WIDTH)],
+    ("first", "bias", "layers", "projected", "columns"),
+    [
+        (True, True, 1, 0, 7),
+        (False, True, 2, 0, 7),
+        (True, False, 1, 0, WIDTH),
+        (True, True, 1, 3, 7),
+        (False, False, 2, 3, WIDTH),
+    ],
 )
 def test_lstms_read_fewer_channels(
-    first: bool, bias: bool, layers: int, columns: int, tmp_path: Path
+    first: bool, bias: bool, layers: int, projected: int, columns: int, tmp_path: Path
 ) -> None:
-    module = check(Recurrent(first, bias, layers), {"conv": MASK}, tmp_path, width=8)
+    middle, width = Recurrent(first, bias, layers, projected), 2 * (projected or 4)
+    module = check(middle, {"conv": MASK}, tmp_path, width)
     assert module.middle_lstm_weight_ih_l0.value.shape == (16, columns)
 
 
@@ -224,7 +235,7 @@ def test_projections_that_are_read_twice_are_split(tmp_path: Path) -> None:
     assert widths == [10, 8, 10, 5]
 
 
-@pytest.mark.parametrize("function", [windows, patches, shuffled, sums])
+@pytest.mark.parametrize("function", [windows, patches, shuffled, narrowed, sums])
 def test_rearrangements_keep_few_channels(
     function: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:

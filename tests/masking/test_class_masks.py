@@ -136,3 +136,19 @@ def test_a_class_without_samples_is_an_error():
 def test_threshold_outside_its_range_is_an_error(threshold):
     with pytest.raises(ValueError, match="threshold must lie in"):
         nemo.threshold_masks({"l": torch.ones(1, 2)}, threshold)
+
+
+def test_cohesion_names_what_does_not_fit():
+    bits = {"l": torch.ones(3, 4, dtype=torch.bool)}
+    masks = {"l": torch.ones(2, 4, dtype=torch.bool)}
+    labels = torch.tensor([0, 1, 1])
+    assert nemo.cohesion({**bits, "other": torch.ones(1)}, labels, masks) == 1
+    for arguments, line in (
+        (({}, labels, masks), "bits lack 'l'; accepted: those of all class masks"),
+        ((bits, labels + 1, masks), r"labels hold 2; accepted: 0\.\.1"),
+        ((bits, labels - 1, masks), r"labels hold -1; accepted: 0\.\.1"),
+        ((bits, labels[:2], masks), "bits have 3 rows, not 2; accepted: one per label"),
+        ((bits, labels.tolist(), masks), "labels have shape"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            nemo.cohesion(*arguments)

@@ -172,7 +172,18 @@ def test_mistakes_are_one_line(modular):
     ):
         with pytest.raises(ValueError, match=line):
             cut_pass(*given)
+        if "inputs" not in line:
+            with pytest.raises(ValueError, match=line):
+                cut_pass.observe(given[2], given[1])
     assert torch.equal(cut_pass.frequency, before)
+
+
+def test_logits_of_no_class_are_left_out(modular):
+    inputs, labels = texts(6), torch.arange(6) % 3
+    loss = nemo.CutPass(modular, 3, sizes=[3])(inputs, labels, modular(**inputs)[1])
+    every = {layer: torch.ones(n) for layer, n in modular.layers.items()}
+    expected = F.cross_entropy(modular.under(every)(**inputs)["logits"][:, :3], labels)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_labels_of_bytes_are_compared_with_all_classes(modular):

@@ -12,18 +12,24 @@ import nemo
 from nemo.masking.sites import CLASSIFIER, find_sites, head_names
 from nemo.models import build_model
 
+PADDINGS = {  # of layers 2 and 5
+    "plain": ({"stride": 2, "padding": 1}, {"padding": 2}),
+    "transposed": ({"stride": 2, "padding": 1, "output_padding": 1}, {"padding": 2}),
+    "same": ({"padding": "same"}, {"padding": "same"}),
+}
 
-def convolutions(rank, transposed):
+
+def convolutions(rank, kind):
     """Layers 2 and 5 are masked, 2 after its norm; of 5, which has groups, the output itself."""
     conv, turned, norm, pool = (
         getattr(nn, f"{name}{rank}d")
         for name in ("Conv", "ConvTranspose", "BatchNorm", "AdaptiveAvgPool")
     )
-    layer = turned if transposed else conv
-    more = {"output_padding": 1} if transposed else {}
+    layer = turned if kind == "transposed" else conv
+    first, then = PADDINGS[kind]
     return nn.Sequential(
-        conv(3, 8, 3, padding=1), nn.ReLU(), layer(8, 12, 3, 2, 1, bias=False, **more), norm(12),
-        nn.ReLU(), layer(12, 18, 3, padding=2, dilation=2, groups=3), nn.Tanh(),
+        conv(3, 8, 3, padding=1), nn.ReLU(), layer(8, 12, 3, bias=False, **first), norm(12),
+        nn.ReLU(), layer(12, 18, 3, dilation=2, groups=3, **then), nn.Tanh(),
         conv(18, 8, 3, padding=1), nn.ReLU(), pool(1), nn.Flatten(), nn.Linear(8, 4),
     )  # fmt: skip
 
@@ -37,13 +43,13 @@ def mlp():
 
 NETWORKS = {
     **{
-        f"{'transposed ' * turned}{rank}d": (
-            lambda rank=rank, turned=turned: convolutions(rank, turned),
+        f"{kind} {rank}d": (
+            lambda rank=rank, kind=kind: convolutions(rank, kind),
             (3, *[6] * rank),
             {"2": "3", "5": "5", "7": "7"},
         )
         for rank in (1, 2, 3)
-        for turned in (False, True)
+        for kind in PADDINGS
     },
     "MLP": (mlp, (10,), {"2": "3", "5": "5", "7": "7"}),
 }

@@ -1,5 +1,8 @@
 """find_sites on the shapes of models that names alone would get wrong."""
 
+import re
+
+import pytest
 import torch
 from torch import nn
 
@@ -74,6 +77,35 @@ def test_the_example_has_the_size_the_model_says():
     assert example_input(Twice()).shape == (2, 3, 8, 8)
     assert example_input(build_model("timm/vit_tiny_patch16_224", 4, 64)).shape == (2, 3, 64, 64)
     assert example_input(nn.Linear(2, 2).double()).dtype == torch.float64
+
+
+class Patches(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.patch_embed, self.fc1 = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8)
+        self.fc2, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.patch_embed.img_size = size
+
+    def forward(self, x):
+        tokens = self.patch_embed(x).flatten(2).mT
+        return self.head(self.fc2(self.fc1(tokens).relu()).mean(1))
+
+
+@pytest.mark.parametrize(("size", "images"), [(16, (3, 16, 16)), ((8, 16), (3, 8, 16))])
+def test_a_patch_embedding_says_the_size_of_a_square_or_both_sizes(size, images):
+    assert nemo.modularize(Patches(size)).takes.inputs[0].shape == images
+
+
+@pytest.mark.parametrize("size", [784, "784", (784.0,), (0, 8), ()])
+def test_what_is_no_size_is_one_line(size):
+    model = nn.Sequential(nn.Linear(784, 8), nn.Linear(8, 8), nn.Linear(8, 4))
+    model.input_size = size
+    line = f"the model's input_size is {size!r}; accepted: a size such as (3, 32, 32), or example="
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        nemo.modularize(model)
+    assert nemo.modularize(model, torch.zeros(2, 784)).takes.inputs[0].shape == (784,)
+    with pytest.raises(ValueError, match=r"the model's patch_embed\.img_size is '224'; accepted: "):
+        nemo.modularize(Patches("224"))
 
 
 def test_a_layer_at_which_little_of_the_sample_arrives_is_masked():

@@ -233,6 +233,14 @@ def _eye(x: Tensor) -> Tensor:
     return (torch.eye(x.shape[0], dtype=x.dtype) @ x.flatten(1)).view_as(x)
 
 
+def _batch_norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, training=True)
+
+
+def _running_norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, x.new_zeros(8), x.new_ones(8), training=True)
+
+
 def _sized(x: Tensor) -> Tensor:
     return x * 2 if x.shape[0] > 2 else x + x
 
@@ -245,6 +253,8 @@ def _sized(x: Tensor) -> Tensor:
     (_each, "it takes the batch size for a number, as .* a loop over samples do; accepted: "),
     (_eye, r"traced: torch.eye of the batch size \(test_unusual.py:\d+\); accepted: what is"),
     (_sized, "it takes the batch size for a number, as len"),
+    (_batch_norm, r"training=True\) \(test_unusual.py:\d+\): by the statistics of .*; accepted: "),
+    (_running_norm, r"training=True\) \(test_unusual.py:\d+\): by the statistics of .*; accepted"),
 ])  # fmt: skip
 def test_what_no_graph_can_say_is_one_line_in_modularize(
     after: Callable[[Tensor], Tensor], message: str, capfd: pytest.CaptureFixture[str]
@@ -255,6 +265,45 @@ def test_what_no_graph_can_say_is_one_line_in_modularize(
         nemo.modularize(net, IMAGES)
     assert "\n" not in str(caught.value)
     assert "def forward" not in capfd.readouterr().err
+
+
+def test_weights_that_are_standardised_by_a_batch_norm_are_cut():
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.weight.flatten(1)[None]
+            weight = F.batch_norm(rows, None, None, training=True).view_as(self.weight)
+            return F.conv2d(x, weight, self.bias, padding=1)
+
+    net = Net()
+    net.conv = Standardised(8, 8, 3)
+    module = nemo.decompose(nemo.modularize(made(net), IMAGES), {"conv": MASK})
+    masked = net.conv(torch.relu(net.stem(IMAGES))) * MASK.view(-1, 1, 1)
+    torch.testing.assert_close(module(IMAGES), net.fc(net.after(masked).mean((2, 3))))
+
+
+class Strict(Net):
+    """Which takes batches of at least so many."""
+
+    least: int
+    error: Exception
+
+    def forward(self, x: Tensor) -> Any:
+        if len(x) < self.least:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("least", "error", "message"), [
+    (5, AssertionError("Input height 9 doesn't match 224"), "the example: Input height 9 doesn't"),
+    (5, AssertionError(), "the example: AssertionError$"),
+    (4, KeyError("mask"), "a batch of 1: KeyError 'mask'$"),
+    (4, TypeError("four at once"), "a batch of 1: four at once$"),
+])  # fmt: skip
+def test_what_a_model_raises_at_an_example_is_one_line(least: int, error: Exception, message: str):
+    net = made(Strict())
+    net.least, net.error = least, error
+    with pytest.raises(ValueError, match=f"^the model does not run on {message}"):
+        nemo.modularize(net, IMAGES)
 
 
 @pytest.mark.parametrize(("change", "example", "message"), [
@@ -287,6 +336,13 @@ def test_a_model_that_reads_the_length_of_what_is_fixed_is_traced():
     module = nemo.decompose(nemo.modularize(net, IMAGES), {"conv": MASK})
     masked = net.conv(torch.relu(net.stem(IMAGES))) * MASK.view(-1, 1, 1)
     torch.testing.assert_close(module(IMAGES), net.fc((4 * masked).mean((2, 3))))
+
+
+@pytest.mark.parametrize("inputs", [(), (IMAGES[:0],)])
+def test_a_batch_without_samples_is_one_line(inputs: tuple[Tensor, ...]):
+    modular = nemo.modularize(made(Net()), IMAGES)
+    with pytest.raises(ValueError, match="the modular model got no samples; accepted: one or"):
+        modular(*inputs)
 
 
 @pytest.mark.parametrize("labels", [LABELS[:, None], LABELS.float(), F.one_hot(LABELS), [0, 1, 2]])

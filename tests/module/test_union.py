@@ -150,6 +150,20 @@ def test_modules_that_do_not_fit_are_named(pair, batch):
             nemo.merge(a, b, [(batch[0], labels)])
 
 
+def test_a_loader_of_something_else_is_one_line(pair, batch):
+    images, labels = batch
+    for loader, line in (
+        ([images], "a batch is a Tensor; accepted: a pair"),
+        ([(images, labels.float())], r"labels have shape \(40,\) and type torch.float32; accepted"),
+        ([(images, labels.tolist())], "labels have shape .* and type list; accepted: "),
+        ([(images, labels[:20])], r"the logits of 20 labels have shape \(40, 5\); accepted: "),
+    ):
+        with pytest.raises(ValueError, match=f"^{line}"):
+            nemo.merge(*pair, loader)
+    expected = nemo.merge(*pair, [batch]).info["merged"]
+    assert nemo.merge(*pair, [(images, labels.int())]).info["merged"] == expected
+
+
 def test_a_layer_that_is_not_what_was_cut_is_named(pair, batch):
     changed = cut([7, 5], 1, HOW[1])
     name = next(name for name, layer in changed.named_children() if isinstance(layer, nn.Conv2d))

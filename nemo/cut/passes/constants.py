@@ -17,7 +17,8 @@ from nemo.cut.trace import Traced, evaluate, module_path
 # Layers, the dimension of their channels, and their parameters that have a row for each channel.
 LAYERS: dict[Any, int] = {
     aten.linear.default: -1, aten.conv1d.default: 1, aten.conv2d.default: 1,
-    aten.conv2d.padding: 1, aten.conv3d.default: 1, aten.batch_norm.default: 1,
+    aten.conv3d.default: 1, aten.conv1d.padding: 1, aten.conv2d.padding: 1,
+    aten.conv3d.padding: 1, aten.batch_norm.default: 1,
 }  # fmt: skip
 ROWS = ((1, "weight"), (2, "bias"))
 

@@ -63,9 +63,9 @@ class Linear(OneInput):
         return build.layer(node, "Linear", {}, tensors, x)
 
 
-@rule(aten.conv1d.default, rank=1)
+@rule(aten.conv1d.default, aten.conv1d.padding, rank=1)
 @rule(aten.conv2d.default, aten.conv2d.padding, rank=2)
-@rule(aten.conv3d.default, rank=3)
+@rule(aten.conv3d.default, aten.conv3d.padding, rank=3)
 class Conv(OneInput):
     """x (B, I, ...), weight (O, I/G, ...); dead groups go, the others stay equally wide."""
 

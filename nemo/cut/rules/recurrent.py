@@ -17,9 +17,10 @@ from nemo.module.program import Ref
 
 def first_layer(node: fx.Node) -> list[tuple[fx.Node, fx.Node | None]]:
     """The weight (4H, C) and the bias (4H,) that read the input, once per direction."""
-    parameters, biased, both = arg(node, 2), arg(node, 3), arg(node, 7)
-    per_direction = 4 if biased else 2
-    starts = range(0, per_direction * (2 if both else 1), per_direction)
+    parameters, biased, layers = arg(node, 2), arg(node, 3), arg(node, 4)
+    directions = 2 if arg(node, 7) else 1
+    per_direction = len(parameters) // (layers * directions)  # a projection is one more
+    starts = range(0, per_direction * directions, per_direction)
     return [(parameters[i], parameters[i + 2] if biased else None) for i in starts]
 
 
