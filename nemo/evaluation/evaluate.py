@@ -38,24 +38,20 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
     device, base = resolve_device(params.device), params.base_of(cell.method)
     trained = load_cell(layout.train(cell)).to(device)
     logits = predict(trained, _test(data, device))
-    inner = trained.model if isinstance(trained, Modular) else trained
+    inner = (trained.model if isinstance(trained, Modular) else trained).cpu()
     stated = settings(params, cell, family_of(cell.model, inner))
-    history = read_csv(layout.train(cell) / "history.csv")
-    metrics = read_json(layout.train(cell) / "metrics.json") | {
-        "accuracy": accuracy(*logits),
-        "flops": count_flops(inner.cpu(), torch.zeros(1, 3, *data.size)),
-        "parameters": count_parameters(inner),
-    }
-    masks = read_json(layout.masks(cell) / "metrics.json") if base.modular else None
-    if masks is not None:
-        metrics |= {key: masks[key] for key in ("nrr", "cohesion", "coupling", "neurons")}
-        metrics["layers"] = len(masks["layers"])
-        metrics["dead_layers"] = sum(bool(layer["dead"]) for layer in masks["layers"])
-        own = {f"masks.{key}": value for key, value in masks["masks"].items()}
-        _check_made(own, stated, layout.masks(cell), "masks")
-    classes = {name: parse_subset(text, data.classes) for name, text in params.subsets.items()}
     about = read_json(layout.train(cell) / ABOUT)
     _check_made(about["settings"], stated, layout.train(cell), "train")
+    masks = read_json(layout.masks(cell) / "metrics.json") if base.modular else None
+    if masks is not None:
+        own = {f"masks.{key}": value for key, value in masks["masks"].items()}
+        _check_made(own, stated, layout.masks(cell), "masks")
+    metrics = read_json(layout.train(cell) / "metrics.json") | {
+        "accuracy": accuracy(*logits),
+        "flops": count_flops(inner, torch.zeros(1, 3, *data.size)),
+        "parameters": count_parameters(inner),
+    }
+    classes = {name: parse_subset(text, data.classes) for name, text in params.subsets.items()}
     return {
         "format": FORMAT,
         "profile": params.profile,
@@ -66,9 +62,9 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
         "params": stated,
         "data": _about(data),
         "made": {"trained": about["made"], "evaluated": provenance(device)},
-        "metrics": metrics,
+        "metrics": metrics | (_of_masks(masks) if masks else {}),
         "subsets": {name: accuracy(*logits, classes=own) for name, own in classes.items()},
-        "history": history,
+        "history": read_csv(layout.train(cell) / "history.csv"),
         "masks": masks,
         "modules": [
             _module_row(cell, subset, own, data, layout, device, stated)
@@ -80,6 +76,14 @@ def evaluate_cell(params: Params, cell: Cell, data: Prepared, layout: Layout) ->
             if cell.method in getattr(params, extra).of
         },
     }  # fmt: skip
+
+
+def _of_masks(masks: Row) -> Row:
+    return {
+        **{key: masks[key] for key in ("nrr", "cohesion", "coupling", "neurons")},
+        "layers": len(masks["layers"]),
+        "dead_layers": sum(bool(layer["dead"]) for layer in masks["layers"]),
+    }
 
 
 def _check_made(made: Row, stated: Row, folder: Path, command: str, *more: str) -> None:
