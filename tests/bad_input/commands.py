@@ -252,6 +252,14 @@ ROWS = {
     "no mapping": Row("prepare --dataset pets", "a mapping of keys", write("params.yaml", b"- 1")),
     "no text": Row("prepare --dataset pets", "not UTF-8 text", write("params.yaml", b"\xff\xfe")),
     "no params": Row("prepare --dataset pets", "No such file", remove("params.yaml")),
+    "someone else's folder at plan/": Row(
+        "plan --out pets", "--out: pets exists and is no plan; name another folder, or remove it"
+    ),
+    "someone else's files beside those of a plan": Row(
+        "plan",
+        "--out: plan exists and is no plan",
+        all_of(write("plan/report.json", b"{}"), write("plan/thesis.tex")),
+    ),
     # class subsets
     "subset of what is no word": param_row(
         "subsets",
