@@ -96,8 +96,10 @@ def masks(**names: Any) -> None:
 def decompose(subset: str, **names: Any) -> None:
     """Cut the module of a class subset out of a modular model, with its certificate."""
     params, cell = _known(**names, modular=True, subset=subset)
+    from nemo.data import read_meta
     from nemo.pipeline import decompose
 
+    _check_subset(params, subset, read_meta(Layout().data(cell.dataset))["classes"])
     module = decompose.run(params, cell, subset, Layout())
     report, error = module.report, module.certificate["error"]
     click.echo(
@@ -113,11 +115,10 @@ def finetune(subset: str, **names: Any) -> None:
     """Fine-tune a module on the images of its classes; validation images choose the epoch."""
     params, cell = _known(**names, modular=True, subset=subset)
     from nemo.cli.launch import launch
-    from nemo.data import parse_subset
     from nemo.pipeline import finetune
     from nemo.pipeline.inputs import class_names
 
-    parse_subset(params.text_of(subset), class_names(params, cell.dataset, Layout()))
+    _check_subset(params, subset, class_names(params, cell.dataset, Layout()))
     recipe = params.for_method(cell.method).finetune
     launch(params, "finetune", recipe, finetune.run, cell, subset, Layout())
     _say(f"fine-tuned module {subset} of", cell.name, Layout().finetuned(cell, subset))
@@ -213,6 +214,14 @@ def _known(
     if subset not in params.subsets:
         check_subset_name(subset)
     return params, Cell(dataset, model, method, seed)
+
+
+def _check_subset(params: Params, subset: str, classes: list[str]) -> None:
+    """Raise ValueError unless the subset is two or more of the classes."""
+    from nemo.data import parse_subset
+
+    if len(parse_subset(params.text_of(subset), classes)) < 2:
+        raise ParamsError(f"--subset: {subset!r} is one class; accepted: two or more")
 
 
 def _say(done: str, what: str, folder: Path) -> None:

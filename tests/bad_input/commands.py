@@ -297,6 +297,12 @@ ROWS = {
     ),
     "subset of decompose": Row(f"decompose {CELL} --subset cow+pig", "'cow' is no class"),
     "subset of finetune": Row(f"finetune {CELL} --subset 7", "'7' is no class"),
+    "one class, to be cut": Row(
+        f"decompose {CELL} --subset owl", "--subset: 'owl' is one class; accepted: two or more"
+    ),
+    "one class, to be fine-tuned": Row(
+        f"finetune {CELL} --subset 3", "--subset: '3' is one class; accepted: two or more"
+    ),
     # names and order of the stages
     "unknown data set": Row("prepare --dataset mnist", "'mnist' is not in data; accepted: other"),
     "unknown model": Row("train --dataset pets --model vgg17", "unknown model 'vgg17'; accepted:"),
