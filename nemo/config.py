@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import (
     Field,
     ValidationError,
@@ -26,6 +25,7 @@ from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.mistakes import describe
 from nemo.models.registry import check_model_name
+from nemo.params_file import read_params
 from nemo.plugins import import_plugins
 from nemo.sections import (
     AlternativesParams,
@@ -216,17 +216,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         ParamsError: the file is missing, is not YAML, or holds a key or value that is not accepted;
             the message has one line per mistake.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ParamsError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
-    return check_params(raw, path)
+    return check_params(read_params(path), path)
 
 
 def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
