@@ -279,6 +279,39 @@ def test_every_command_has_help(command):
     assert cli.commands[command].help.split()[0] in result.output
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError("Unable to allocate 7.11 PiB for an array"),
+    ],
+)
+def test_too_little_memory_is_one_line(monkeypatch, error):
+    def run(*args):
+        raise error
+
+    monkeypatch.setattr("nemo.pipeline.inputs.class_names", lambda *args: ["0", "1"])
+    monkeypatch.setattr("nemo.pipeline.train.run", run)
+    monkeypatch.setattr("nemo.pipeline.masks.run", run)
+    cell = ["--dataset", "digits", "--model", "resnet18", "--params", str(ROOT / "params.yaml")]
+    trained = CliRunner().invoke(cli, ["train", *cell])
+    line = "nemo: out of memory: try a smaller train.batch_size, or another device\n"
+    assert (trained.exit_code, trained.output) == (1, line)
+    masks = CliRunner().invoke(cli, ["masks", *cell])
+    assert (masks.exit_code, masks.output) == (1, "nemo: out of memory: try another device\n")
+
+
+def test_another_error_of_torch_is_a_bug(monkeypatch):
+    def run(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("nemo.pipeline.masks.run", run)
+    cell = ["--dataset", "digits", "--model", "resnet18", "--params", str(ROOT / "params.yaml")]
+    with pytest.raises(RuntimeError, match=r"^mat1"):
+        CliRunner().invoke(cli, ["masks", *cell], catch_exceptions=False)
+
+
 def test_a_reader_that_ends_early_is_no_error():
     command = "from nemo.cli import main; main()"
     process = subprocess.Popen(
