@@ -19,7 +19,7 @@ import nemo
 from nemo import bn_for_cuts, recalibrate_bn
 from nemo.cells import Layout
 from nemo.cli.main import cli
-from nemo.config import check_params
+from nemo.config import EXTRAS, check_params
 from nemo.data import Augment, Batches, load
 from nemo.data.stored import StoredImages
 from nemo.evaluation.modular import load_class_masks
@@ -277,6 +277,13 @@ def test_every_command_has_help(command):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert cli.commands[command].help.split()[0] in result.output
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_help_of_an_extra_says_what_it_measures(extra):
+    rows = (ROOT / "docs/pipeline.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{extra}: {{"))
+    assert row.split(" | ")[1].removesuffix(" (T8)") in cli.commands[extra].help
 
 
 @pytest.mark.parametrize(

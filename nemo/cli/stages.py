@@ -16,6 +16,13 @@ from nemo.fields import ParamsError
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
+MEASURED = {
+    "alternatives": "what else has a module's size, fine-tuned as the module is",
+    "budgets": "what a module and its rivals reach after how much fine-tuning",
+    "gap": "what one mask for all images loses, and what wins it back",
+    "granularity": "modules of whole heads and MLPs instead of neurons",
+    "thresholds": "class masks at other thresholds",
+}
 _dataset = click.option("--dataset", required=True, help="A key of `data` in the params file.")
 _subset = click.option(
     "--subset", required=True, help="Classes: all, 0-4, 3+5, cat+dog, or a name."
@@ -166,7 +173,7 @@ def run(**names: Any) -> None:
 
 
 def _extra(name: str) -> click.Command:
-    @click.command(name, help=f"Measure {name} of a modular cell, as params.yaml asks for.")
+    @click.command(name, help=f"Measure {MEASURED[name]}.")
     @_cell
     def command(**names: Any) -> None:
         params, cell = _known(**names, modular=True)
