@@ -115,6 +115,10 @@ class Params(Strict):
         """
         return self.train if self.for_method(method).train.start else None
 
+    def check_shape(self, model: str) -> None:
+        """Raise ParamsError unless `architecture` has the model."""
+        self.architecture.check(model)
+
     def section(self, name: str | None) -> Any:
         """A method's own section, by its key; None where it has none."""
         return None if name is None else getattr(self, name)
@@ -173,8 +177,7 @@ class Params(Strict):
                     f"datasets: {name!r} is not in data; accepted: {', '.join(self.data)}"
                 )
         for name in self.models:
-            if name not in self.architecture.model_fields_set:
-                raise ValueError(f"architecture.{name}: missing; {{}} is the paper's shape")
+            self.check_shape(name)
         self._check_methods()
         return self
 

@@ -215,6 +215,7 @@ def _known(
 
     params = _checked(params_file, dataset)
     check_model_name(model)
+    params.check_shape(model)
     base = params.base_of(method)
     if modular and not base.modular:
         raise ParamsError(f"--method: {method!r} has no masks and no modules")

@@ -306,6 +306,9 @@ ROWS = {
     # names and order of the stages
     "unknown data set": Row("prepare --dataset mnist", "'mnist' is not in data; accepted: other"),
     "unknown model": Row("train --dataset pets --model vgg17", "unknown model 'vgg17'; accepted:"),
+    "model without a shape, by hand": Row(
+        "train --dataset pets --model vgg16", "architecture.vgg16: missing; {} is the paper's shape"
+    ),
     "not prepared": Row(f"train {CELL}", "`nemo prepare`", remove("data/pets")),
     "not trained": Row(f"masks {CELL} --seed 5", "run `nemo train` first"),
     "no masks": Row(
