@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from nemo.cells import made_by
+
 # what CUDA and MPS, the CPU, cuBLAS and cuDNN say, mostly in a plain RuntimeError
 NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 TUNING = "finetune.batch_size"
@@ -19,12 +23,15 @@ def expected(error: Exception) -> bool:
 
 
 def text(error: Exception, command: str | None) -> str:
-    """What is said of an error of a command; one of the system begins with the file."""
+    """What is said of an error of a command; one of the system begins with the file, and where
+    an earlier stage makes that, says which."""
     if _no_memory(error):
         key = SMALLER.get(command or "")
         return f"out of memory: try {f'a smaller {key}, or ' if key else ''}another device"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        maker = made_by(Path(error.filename)) if isinstance(error, FileNotFoundError) else None
+        hint = f"; run `nemo {maker}` first" if maker else ""
+        return f"{error.filename}: {error.strerror}{hint}"
     return str(error)
 
 

@@ -126,6 +126,8 @@ def finetune(subset: str, **names: Any) -> None:
     from nemo.pipeline.inputs import class_names
 
     _check_subset(params, subset, class_names(params, cell.dataset, Layout()))
+    if not (cut := Layout().module(cell, subset)).is_dir():
+        raise FileNotFoundError(f"{cut}: no module here; run `nemo decompose` first")
     recipe = params.for_method(cell.method).finetune
     launch(params, "finetune", recipe, finetune.run, cell, subset, Layout())
     _say(f"fine-tuned module {subset} of", cell.name, Layout().finetuned(cell, subset))

@@ -314,8 +314,25 @@ ROWS = {
     "no masks": Row(
         f"decompose {CELL} --subset all", "run `nemo masks` first", remove(f"{RUN}/masks")
     ),
-    "not cut": Row(f"finetune {CELL} --subset all", "modules/all: cannot read"),
+    "not cut": Row(
+        f"finetune {CELL} --subset all", "modules/all: no module here; run `nemo decompose` first"
+    ),
     "not fine-tuned": Row(f"evaluate {CELL}", "run `nemo finetune` first", remove(MODULE)),
+    "not measured": Row(
+        f"evaluate {CELL}",
+        f"{RUN}/gap/rows.json: No such file or directory; run `nemo gap` first",
+        params("gap.of", ["nemo"]),
+    ),
+    "no history of the fine-tuning": Row(
+        f"evaluate {CELL}",
+        "finetuned/cat+dog/history.csv: No such file or directory; run `nemo finetune` first",
+        remove(f"{MODULE}/history.csv"),
+    ),
+    "no masks to evaluate": Row(
+        f"evaluate {CELL}",
+        "masks/metrics.json: No such file or directory; run `nemo masks` first",
+        remove(f"{RUN}/masks"),
+    ),
     "not evaluated": Row("report", "results/tiny: none of the cells of params has results; `dvc"),
     "method that params do not name": Row(
         f"train {CELL} --method magic", "unknown 'magic'; accepted: standard, mwt, nemo"
