@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from nemo.fields import MethodName, Name, ParamsError, Strict, Whole
+from nemo.fields import Device, MethodName, Name, ParamsError, Strict, Whole
 from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.mistakes import describe
@@ -54,7 +54,7 @@ class Params(Strict):
     """The whole of params.yaml; each method's section joins it (`loss`, `mwt`)."""
 
     profile: Name
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     plugins: list[str] = Field(default_factory=list)
     datasets: Annotated[list[Name], Field(min_length=1)]
     models: Annotated[list[str], Field(min_length=1)]
@@ -133,8 +133,11 @@ class Params(Strict):
     @field_validator("subsets", mode="before")
     @classmethod
     def _named_by_itself(cls, subsets: Any) -> Any:
-        if not isinstance(subsets, list) or not all(isinstance(one, str) for one in subsets):
+        if isinstance(subsets, dict):
             return subsets
+        if not isinstance(subsets, list) or not all(isinstance(one, str) for one in subsets):
+            accepted = "names in quotes, such as ['0+1', all], or {name: classes}"
+            raise ValueError(f"{subsets!r}; accepted: {accepted}")
         if len(set(subsets)) < len(subsets):
             raise ValueError(f"{subsets} names something twice")
         if not subsets:

@@ -245,7 +245,10 @@ ROWS = {
     "seed negative": param_row(
         "seeds", [-1], "seeds.0: input should be greater than or equal to 0, got -1"
     ),
-    "device": param_row("device", "tpu", "device: string should match pattern"),
+    "device": param_row(
+        "device", "tpu", "device: unknown device 'tpu'; accepted: auto, cpu, mps, cuda, cuda:N"
+    ),
+    "device that is a number": param_row("device", 0, "device: unknown device 0; accepted: auto,"),
     "profile": param_row("profile", "../x", "profile: string should match pattern"),
     "empty params": Row("prepare --dataset pets", "got NoneType", write("params.yaml")),
     "no YAML": Row("prepare --dataset pets", "not YAML", write("params.yaml", b"a: [")),
@@ -282,6 +285,10 @@ ROWS = {
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
     ),
+    "subsets that are numbers": param_row(
+        "subsets", [3, 5], "subsets: [3, 5]; accepted: names in quotes, such as ['0+1', all]"
+    ),
+    "subset without a list": param_row("subsets", "all", "subsets: 'all'; accepted: names in quo"),
     "no subsets": param_row("subsets", [], "subsets: list should have at least 1 item"),
     "empty subset": param_row("subsets", [""], "subsets: '' is no name of a subset"),
     "unknown class": subset_row(["cow+0"], "'cow' is no class; accepted: all,"),
@@ -650,7 +657,7 @@ ROWS = {
     "own threshold": own("--threshold 1.5", "--threshold: input should be less"),
     "own tau": own("--tau nan", "--tau: input should be a finite number, got nan"),
     "own alpha": own("--alpha -1", "--alpha: input should be greater than or"),
-    "own device": own("--device tpu", "--device: string should match"),
+    "own device": own("--device tpu", "--device: unknown device 'tpu'; accepted: auto,"),
 }
 USAGE = {
     "no command of that name": ("trian", "No such command 'trian'"),
