@@ -8,6 +8,7 @@ files under `plugins` add.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -244,11 +245,23 @@ def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
                 params.for_method(name)
             except ParamsError as error:
                 lines += str(error).splitlines()
+        if not lines:
+            lines += _other_selectors(params)
     except ParamsError as error:
         lines += str(error).splitlines()
     if lines:
         raise ParamsError("\n".join(f"{origin}: {line}" for line in lines))
     return params
+
+
+def _other_selectors(params: Params) -> Iterator[str]:
+    """A line for each method whose class masks have no thresholds, where a table is of them."""
+    for table in ("granularity", "thresholds"):
+        for method in getattr(params, table).of:
+            chosen = params.for_method(method).masks.selector
+            if chosen != "frequency":
+                why = f"{method!r} has masks.selector {chosen}, which knows no thresholds"
+                yield f"{table}.of: {why}; accepted: methods with frequency"
 
 
 def _validated(raw: dict[str, Any], prefix: str = "") -> Params:

@@ -128,6 +128,17 @@ def test_what_a_variant_or_an_extra_may_not_be(tmp_path, key, value, line):
     assert line in only
 
 
+@pytest.mark.parametrize("table", ["granularity", "thresholds"])
+def test_a_table_of_thresholds_needs_class_masks_that_have_some(tmp_path, table):
+    mine = {"method": "nemo", "masks.selector": "taylor", "masks.keep": 0.3}
+    params = changed("variants", {"mine": mine}) | {"methods": ["standard", "nemo", "mine"]}
+    assert load(tmp_path, params | {table: {"of": ["nemo"]}})
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, params | {table: {"of": ["nemo", "mine"]}})
+    (line,) = str(caught.value).splitlines()
+    assert f"{table}.of: 'mine' has masks.selector taylor, which knows no thresholds" in line
+
+
 def test_stage_names_that_would_be_one_are_refused(tmp_path):
     params = changed("variants", {"nemo-1": {"method": "nemo"}})
     params |= {"methods": ["standard", "nemo", "nemo-1"], "seeds": [0, 1]}
