@@ -47,6 +47,14 @@ def targets(params: Params, cell: Cell) -> Iterator[str]:
         yield f"evaluate@{name}"
 
 
+def made_by(file: Path) -> str | None:
+    """The command that makes a file in the folder of a cell; None of any other file."""
+    makers = {"modules": "decompose", "finetuned": "finetune"}
+    makers |= {name: name for name in ("train", "masks", *EXTRAS)}
+    folders = file.parts[-3:-1] if file.parts[:1] == ("runs",) else ()
+    return next((makers[folder] for folder in folders if folder in makers), None)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Folders below the project's root; prepared images may have a root of their own."""

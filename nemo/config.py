@@ -8,10 +8,10 @@ files under `plugins` add.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import (
     Field,
     ValidationError,
@@ -21,11 +21,12 @@ from pydantic import (
     model_validator,
 )
 
-from nemo.fields import MethodName, Name, ParamsError, Strict, Whole
+from nemo.fields import Device, MethodName, Name, ParamsError, Strict, Whole
 from nemo.masking.objectives import OBJECTIVES, Objective
 from nemo.masking.selectors import SELECTORS
 from nemo.mistakes import describe
 from nemo.models.registry import check_model_name
+from nemo.params_file import read_params
 from nemo.plugins import import_plugins
 from nemo.sections import (
     AlternativesParams,
@@ -54,7 +55,7 @@ class Params(Strict):
     """The whole of params.yaml; each method's section joins it (`loss`, `mwt`)."""
 
     profile: Name
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     plugins: list[str] = Field(default_factory=list)
     datasets: Annotated[list[Name], Field(min_length=1)]
     models: Annotated[list[str], Field(min_length=1)]
@@ -115,6 +116,10 @@ class Params(Strict):
         """
         return self.train if self.for_method(method).train.start else None
 
+    def check_shape(self, model: str) -> None:
+        """Raise ParamsError unless `architecture` has the model."""
+        self.architecture.check(model)
+
     def section(self, name: str | None) -> Any:
         """A method's own section, by its key; None where it has none."""
         return None if name is None else getattr(self, name)
@@ -129,8 +134,11 @@ class Params(Strict):
     @field_validator("subsets", mode="before")
     @classmethod
     def _named_by_itself(cls, subsets: Any) -> Any:
-        if not isinstance(subsets, list) or not all(isinstance(one, str) for one in subsets):
+        if isinstance(subsets, dict):
             return subsets
+        if not isinstance(subsets, list) or not all(isinstance(one, str) for one in subsets):
+            accepted = "names in quotes, such as ['0+1', all], or {name: classes}"
+            raise ValueError(f"{subsets!r}; accepted: {accepted}")
         if len(set(subsets)) < len(subsets):
             raise ValueError(f"{subsets} names something twice")
         if not subsets:
@@ -173,8 +181,7 @@ class Params(Strict):
                     f"datasets: {name!r} is not in data; accepted: {', '.join(self.data)}"
                 )
         for name in self.models:
-            if name not in self.architecture.model_fields_set:
-                raise ValueError(f"architecture.{name}: missing; {{}} is the paper's shape")
+            self.check_shape(name)
         self._check_methods()
         return self
 
@@ -216,17 +223,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         ParamsError: the file is missing, is not YAML, or holds a key or value that is not accepted;
             the message has one line per mistake.
     """
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ParamsError(f"{path}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: expected a mapping of keys, got {type(raw).__name__}")
-    return check_params(raw, path)
+    return check_params(read_params(path), path)
 
 
 def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
@@ -248,11 +245,23 @@ def check_params(raw: dict[str, Any], origin: str | Path = "params") -> Params:
                 params.for_method(name)
             except ParamsError as error:
                 lines += str(error).splitlines()
+        if not lines:
+            lines += _other_selectors(params)
     except ParamsError as error:
         lines += str(error).splitlines()
     if lines:
         raise ParamsError("\n".join(f"{origin}: {line}" for line in lines))
     return params
+
+
+def _other_selectors(params: Params) -> Iterator[str]:
+    """A line for each method whose class masks have no thresholds, where a table is of them."""
+    for table in ("granularity", "thresholds"):
+        for method in getattr(params, table).of:
+            chosen = params.for_method(method).masks.selector
+            if chosen != "frequency":
+                why = f"{method!r} has masks.selector {chosen}, which knows no thresholds"
+                yield f"{table}.of: {why}; accepted: methods with frequency"
 
 
 def _validated(raw: dict[str, Any], prefix: str = "") -> Params:

@@ -9,15 +9,19 @@ from typing import Any
 
 import torch
 
-from nemo.fields import ParamsError
+from nemo.fields import ParamsError, check_device
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first of cuda, mps and cpu that is there.
 
     Raises:
-        ParamsError: the named device is not there.
+        ParamsError: no device has that name, or it is not there.
     """
+    try:
+        check_device(name)
+    except ValueError as error:
+        raise ParamsError(f"device: {error}") from None
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -49,6 +50,14 @@ def _on_or_absent(value: Any) -> Any:
     return value or None
 
 
+def check_device(name: Any) -> str:
+    """The name of a device; ValueError for any other. Whether it is there, torch knows."""
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name):
+        raise ValueError(f"unknown device {name!r}; accepted: auto, cpu, mps, cuda, cuda:N")
+    return name
+
+
+Device = Annotated[str, BeforeValidator(check_device)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 MethodName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$")]
 Count = Annotated[int, Field(ge=1, strict=True)]

@@ -18,9 +18,9 @@ PACKAGE = Path(__file__).resolve().parent
 # themselves, files and paths, the device, checkpoints, and the views of finished results.
 PLUMBING = (
     "nemo.cells", "nemo.cli", "nemo.config", "nemo.device", "nemo.fields", "nemo.files",
-    "nemo.fingerprint", "nemo.locks", "nemo.mistakes", "nemo.plugins", "nemo.provenance",
-    "nemo.recipe", "nemo.registry", "nemo.report", "nemo.results", "nemo.sections",
-    "nemo.settings", "nemo.tracking", "nemo.training.checkpoint",
+    "nemo.fingerprint", "nemo.locks", "nemo.mistakes", "nemo.params_file", "nemo.plugins",
+    "nemo.provenance", "nemo.recipe", "nemo.registry", "nemo.report", "nemo.results",
+    "nemo.sections", "nemo.settings", "nemo.tracking", "nemo.training.checkpoint",
 )  # fmt: skip
 EXTENSIONS = (
     "nemo.masking.objectives", "nemo.masking.selectors", "nemo.models.cnn", "nemo.models.vit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,8 @@ def locked(path: Path, wait: bool = True, say: bool = True) -> Iterator[None]:
                 if not wait:
                     raise
                 if say:
-                    print(f"waiting for another process that does the same ({path})", flush=True)
+                    what = "waiting for another process that does the same"
+                    print(f"{what} ({path})", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(file, path):  # who held it has removed it: this one locks nothing
                 continue

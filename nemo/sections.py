@@ -84,6 +84,11 @@ class Architectures(Strict):
             check_model_name(name)
         return self
 
+    def check(self, model: str) -> None:
+        """Raise ParamsError unless params give the model's shape: the paper's takes days."""
+        if model not in self.model_fields_set:
+            raise ParamsError(f"architecture.{model}: missing; {{}} is the paper's shape")
+
     def of(self, model: str) -> Shape:
         """The shape that params give a model, or its full size."""
         if model.startswith(TIMM):

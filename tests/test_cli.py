@@ -19,7 +19,7 @@ import nemo
 from nemo import bn_for_cuts, recalibrate_bn
 from nemo.cells import Layout
 from nemo.cli.main import cli
-from nemo.config import check_params
+from nemo.config import EXTRAS, check_params
 from nemo.data import Augment, Batches, load
 from nemo.data.stored import StoredImages
 from nemo.evaluation.modular import load_class_masks
@@ -277,6 +277,46 @@ def test_every_command_has_help(command):
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert cli.commands[command].help.split()[0] in result.output
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_help_of_an_extra_says_what_it_measures(extra):
+    rows = (ROOT / "docs/pipeline.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith(f"| `{extra}: {{"))
+    assert row.split(" | ")[1].removesuffix(" (T8)") in cli.commands[extra].help
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError("Unable to allocate 7.11 PiB for an array"),
+    ],
+)
+def test_too_little_memory_is_one_line(monkeypatch, error):
+    def run(*args):
+        raise error
+
+    monkeypatch.setattr("nemo.pipeline.inputs.class_names", lambda *args: ["0", "1"])
+    monkeypatch.setattr("nemo.pipeline.train.run", run)
+    monkeypatch.setattr("nemo.pipeline.masks.run", run)
+    cell = ["--dataset", "digits", "--model", "resnet18", "--params", str(ROOT / "params.yaml")]
+    trained = CliRunner().invoke(cli, ["train", *cell])
+    line = "nemo: out of memory: try a smaller train.batch_size, or another device\n"
+    assert (trained.exit_code, trained.output) == (1, line)
+    masks = CliRunner().invoke(cli, ["masks", *cell])
+    assert (masks.exit_code, masks.output) == (1, "nemo: out of memory: try another device\n")
+
+
+def test_another_error_of_torch_is_a_bug(monkeypatch):
+    def run(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("nemo.pipeline.masks.run", run)
+    cell = ["--dataset", "digits", "--model", "resnet18", "--params", str(ROOT / "params.yaml")]
+    with pytest.raises(RuntimeError, match=r"^mat1"):
+        CliRunner().invoke(cli, ["masks", *cell], catch_exceptions=False)
 
 
 def test_a_reader_that_ends_early_is_no_error():

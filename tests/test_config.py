@@ -51,6 +51,34 @@ def test_every_mistake_has_its_line(tmp_path):
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_a_key_may_be_named_once(tmp_path):
+    file, text = tmp_path / "params.yaml", yaml.safe_dump(DEFAULT)
+    more = "profile: other\nbeside: [{a: 1, a: 2}]\ngap: {of: [], of: [nemo]}\n"
+    file.write_text(text.replace("  tau: 0.2\n", "  tau: 0.2\n  tau: 0.5\n") + more)
+    with pytest.raises(ParamsError) as caught:
+        load_params(file)
+    tau, *lines = str(caught.value).splitlines()
+    number = file.read_text().split("  tau: 0.5")[0].count("\n") + 1
+    assert tau == f"{file}: loss.tau: named twice, again in line {number}"
+    keys = ["profile", "beside.0.a", "gap", "gap.of"]
+    assert [line.split(": ")[1] for line in lines] == keys
+
+
+def test_what_anchors_and_merges_bring_is_not_named_twice(tmp_path):
+    file, params = tmp_path / "params.yaml", {**DEFAULT, "variants": "VARIANTS"}
+    variants = """
+      a: &a {method: nemo, loss.tau: 0.5}
+      b: &b {method: nemo, masks.threshold: 0.5}
+      c: *a
+      d: {<<: *a, loss.tau: 0.7}
+      e: {<<: *a, <<: *b}
+    """
+    file.write_text(yaml.safe_dump(params).replace("VARIANTS", variants))
+    read = load_params(file)
+    assert [read.for_method(name).loss.tau for name in "acde"] == [0.5, 0.5, 0.7, 0.5]
+    assert read.for_method("e").masks.threshold == 0.5
+
+
 def test_one_value_serves_both_families_and_timm_models_have_a_shape(tmp_path):
     params = load(tmp_path, changed(("architecture", "timm/resnet10t"), {"pretrained": True}))
     assert params.train.epochs.of("cnn") == 40
@@ -98,6 +126,17 @@ def test_what_a_variant_or_an_extra_may_not_be(tmp_path, key, value, line):
         load(tmp_path, changed(key, value))
     (only,) = str(caught.value).splitlines()
     assert line in only
+
+
+@pytest.mark.parametrize("table", ["granularity", "thresholds"])
+def test_a_table_of_thresholds_needs_class_masks_that_have_some(tmp_path, table):
+    mine = {"method": "nemo", "masks.selector": "taylor", "masks.keep": 0.3}
+    params = changed("variants", {"mine": mine}) | {"methods": ["standard", "nemo", "mine"]}
+    assert load(tmp_path, params | {table: {"of": ["nemo"]}})
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, params | {table: {"of": ["nemo", "mine"]}})
+    (line,) = str(caught.value).splitlines()
+    assert f"{table}.of: 'mine' has masks.selector taylor, which knows no thresholds" in line
 
 
 def test_stage_names_that_would_be_one_are_refused(tmp_path):

@@ -277,14 +277,15 @@ def test_a_second_process_waits_for_the_first(tmp_path, command, lock):
     with locked(tmp_path / lock):
         second = subprocess.Popen(
             [sys.executable, "-c", "from nemo.cli import main; main()", *command],
-            cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        assert "waiting for another process that does the same" in second.stdout.readline()
+        assert "waiting for another process that does the same" in second.stderr.readline()
         written = [path for path in tmp_path.rglob("*.safetensors") if ".partial" not in str(path)]
         assert not written
         assert second.poll() is None
-    said, _ = second.communicate(timeout=240)
-    assert second.returncode == 0, said
+    said, failed = second.communicate(timeout=240)
+    assert second.returncode == 0, failed
+    assert "waiting" not in said
     assert list(tmp_path.rglob("arrays.safetensors"))
     assert not list(tmp_path.rglob("*.lock.partial"))

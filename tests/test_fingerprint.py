@@ -51,6 +51,7 @@ MOVES = {
     "nemo.locks": "one process at a time",
     "nemo.masking.objectives.registry": "finds what params name; the objective itself is hashed",
     "nemo.metrics": "what MLflow shows",
+    "nemo.params_file": "the values themselves are in the recipe",
     "nemo.pipeline.extras": "calls the one function that its stage is hashed by",
     "nemo.pipeline.train": "calls `train_cell`, and MLflow",
     "nemo.pipeline.inputs": "reads what `nemo.data` prepared",

@@ -90,11 +90,21 @@ class Context:
 
     def standard(self) -> nn.Module:
         """The standard model of the same data, model and seed on the CPU, trainable, with only the
-        subset's rows of its classifier."""
+        subset's rows of its classifier.
+
+        Raises:
+            ValueError: the classifier is no Linear, or is not found, as one that normalizes its
+                weights: the logits would stay those of all classes.
+        """
         model = load_cell(self.layout.train(replace(self.cell, method=STANDARD)))
         model.requires_grad_(True)
-        rows = self.classes()
-        for name in head_names(model, len(self.data.classes)):
+        rows, heads = self.classes(), head_names(model, len(self.data.classes))
+        if not heads:
+            raise ValueError(
+                f"{self.section}.kinds: the classifier of {self.cell.model} was not found; leave "
+                "out what is made of the standard model, such as pruned, taylor, standard-tuned"
+            )
+        for name in heads:
             linear = model.get_submodule(name)
             if not isinstance(linear, nn.Linear):
                 raise ValueError(

@@ -3,7 +3,8 @@
 `neurons` is the module at a threshold of the class masks. `heads` keeps heads (their q, k and v)
 and the hidden layers of MLPs whole or not at all: in the order of the share of their neurons that
 the class masks keep, each is added while the module has at most the parameters of `neurons`.
-Layers that write to the residual stream stay whole.
+Layers that write to the residual stream stay whole. BatchNorms have the statistics that stage masks
+has for such modules, if any, as the modules of stage decompose.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from nemo.cost import count_parameters
 from nemo.cut import DecomposedModule, decompose
 from nemo.data import Batches, Prepared, parse_subset
 from nemo.device import resolve_device
+from nemo.evaluation.modular import FOR_CUTS, load_class_masks, load_for_cuts
 from nemo.masking.class_masks import SubsetMasks, mask_frequency, masks_from_frequency, sample_bits
 from nemo.masking.generators import Modular
-from nemo.trained import WEIGHTS, load_cell
+from nemo.trained import WEIGHTS, load_cell, weights_sha256
 
 Part = dict[str, slice]  # {layer: its neurons}
 
@@ -36,7 +38,7 @@ def granularity(params: Params, cell: Cell, data: Prepared, layout: Layout) -> l
         params: those of the cell's method.
 
     Raises:
-        OSError, ValueError: the trained cell is missing or damaged.
+        OSError, ValueError: the trained cell or its class masks are missing or damaged.
     """
     asked, device = params.granularity, resolve_device(params.device)
     modular = load_cell(layout.train(cell))
@@ -44,6 +46,9 @@ def granularity(params: Params, cell: Cell, data: Prepared, layout: Layout) -> l
     attention = _attention(modular)
     if not attention:
         return []
+    kept = layout.masks(cell)
+    load_class_masks(kept, modular.layers, weights_sha256(layout.train(cell)))  # checks whose
+    for_cuts = load_for_cuts(modular, kept, len(data.classes))
 
     @cache
     def frequency() -> dict[str, Tensor]:  # one pass, and none where all rows are kept
@@ -55,8 +60,9 @@ def granularity(params: Params, cell: Cell, data: Prepared, layout: Layout) -> l
     def measure(threshold: float, subset: str) -> list[Row]:
         classes = parse_subset(params.text_of(subset), data.classes)
         masks = masks_from_frequency(frequency(), threshold).select(classes)
-        neurons = decompose(modular, masks)
-        heads = _heads(modular, masks, attention, count_parameters(neurons))
+        ready = for_cuts.ready(modular, classes) if for_cuts else modular
+        neurons = decompose(ready, masks)
+        heads = _heads(ready, masks, attention, count_parameters(neurons))
         rows = []
         for name, module in (("neurons", neurons), ("heads", heads)):
             if module is None:
@@ -67,7 +73,8 @@ def granularity(params: Params, cell: Cell, data: Prepared, layout: Layout) -> l
         return rows
 
     made: list[Row] = []
-    with kept_rows("granularity", params, cell, data, [layout.train(cell) / WEIGHTS]) as keep:
+    files = [layout.train(cell) / WEIGHTS, *([kept / FOR_CUTS] if for_cuts else [])]
+    with kept_rows("granularity", params, cell, data, files) as keep:
         for threshold in asked.thresholds:
             for subset in asked.subsets:
                 made += keep(f"{subset} {threshold}", partial(measure, threshold, subset))

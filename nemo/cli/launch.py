@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
+from nemo.cli.failures import expected
 from nemo.config import Params, check_params
 from nemo.fields import ParamsError
 from nemo.sections import FinetuneParams, TrainParams
@@ -164,7 +165,9 @@ def _worker(
     try:
         checked = check_params(params)
         _work_together(checked, rank, work, args, store=store, rank=rank, world_size=count)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except Exception as error:
+        if not expected(error):
+            raise
         error.add_note(f"in process {rank}:\n{traceback.format_exc()}")
         errors.put(error)
         sys.exit(1)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from nemo.cli import merge, modularize, modules, stages, views
+from nemo.cli.failures import expected, text
 
 
 class Group(click.Group):
@@ -24,22 +25,15 @@ class Group(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise  # click ends quietly where its reader has, such as head
-        except (ValueError, OSError, ArithmeticError) as error:
-            if ctx.params["traceback"]:
+        except Exception as error:
+            if ctx.params["traceback"] or not expected(error):
                 raise
-            for line in _text(error).splitlines():
+            for line in text(error, ctx.invoked_subcommand).splitlines():
                 click.echo(f"nemo: {line}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("nemo: stopped", err=True)
             sys.exit(130)
-
-
-def _text(error: Exception) -> str:
-    """What is said of an error; one of the system begins with the file."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

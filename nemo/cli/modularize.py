@@ -99,18 +99,18 @@ def _finite(context: Any, option: Any, number: float | None) -> float | None:
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Of a trained model, which is cut as it is: safetensors, or torch's state_dict.",
+    help="Weights of a trained model, safetensors or a state_dict; it is cut without training.",
 )
 @click.option(
     "--keep",
     type=_share,
     callback=_finite,
-    help="With --weights: the module's share of the model, 0.3.",
+    help="With --weights: the module's largest share of the model, such as 0.3.",
 )
 @click.option(
     "--of",
     type=click.Choice(["parameters", "flops"]),
-    help="With --weights: the share of what.  [default: parameters]",
+    help="With --weights: what --keep is a share of.  [default: parameters]",
 )
 @click.option(
     "--selector",
@@ -123,11 +123,9 @@ def _finite(context: Any, option: Any, number: float | None) -> float | None:
     help="With --weights: of the pixels, from 0 to 1, as the model was trained; one or three "
     "numbers with commas. 0 for pixels as is.  [default: of the training images]",
 )
-@click.option("--std", callback=_channels, help="With --weights: likewise; 1 for pixels as is.")
-@click.option("--size", type=int, help="Resize images to this side; by default they keep theirs.")
-@click.option(
-    "--limit", type=_count, help="Training images at most, with each class in proportion."
-)
+@click.option("--std", callback=_channels, help="With --mean: likewise; 1 for pixels as is.")
+@click.option("--size", type=int, help="Resize images to this side; needed if not square.")
+@click.option("--limit", type=_count, help="Training images at most, each class in proportion.")
 @click.option("--flip", is_flag=True, help="Augment: mirror half of the images.")
 @click.option("--crop", type=_whole, help="Augment: shift by up to these pixels.")
 @_tuned("--epochs", _count, "Of training.", "train.epochs")
@@ -250,6 +248,8 @@ def _check_together(
         raise click.UsageError("Missing option '--out'.")
     if weights is not None and options["keep"] is None:
         raise click.UsageError("Missing option '--keep': the size that the module shall have.")
+    if (options["mean"] is None) != (options["std"] is None):
+        raise click.UsageError("--mean and --std go together.")
     idle = TRAINED if weights is None else TRAINING
     given = [name for name in idle if options[name] is not None]
     if weights is not None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nemo.module.decomposed import DecomposedModule
 
 data_option = click.option(
-    "--data", "source", required=True, help="An image folder or .tar, digits, cifar10, svhn, ..."
+    "--data", "source", required=True, help="Image folder or .tar, digits, cifar10, cifar100, svhn."
 )
 _folder = click.argument("folder", type=click.Path(path_type=Path))
 

@@ -16,6 +16,13 @@ from nemo.fields import ParamsError
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, help="Params file."
 )
+MEASURED = {
+    "alternatives": "what else has a module's size, fine-tuned as the module is",
+    "budgets": "what a module and its rivals reach after how much fine-tuning",
+    "gap": "what one mask for all images loses, and what wins it back",
+    "granularity": "modules of whole heads and MLPs instead of neurons",
+    "thresholds": "class masks at other thresholds",
+}
 _dataset = click.option("--dataset", required=True, help="A key of `data` in the params file.")
 _subset = click.option(
     "--subset", required=True, help="Classes: all, 0-4, 3+5, cat+dog, or a name."
@@ -96,8 +103,10 @@ def masks(**names: Any) -> None:
 def decompose(subset: str, **names: Any) -> None:
     """Cut the module of a class subset out of a modular model, with its certificate."""
     params, cell = _known(**names, modular=True, subset=subset)
+    from nemo.data import read_meta
     from nemo.pipeline import decompose
 
+    _check_subset(params, subset, read_meta(Layout().data(cell.dataset))["classes"])
     module = decompose.run(params, cell, subset, Layout())
     report, error = module.report, module.certificate["error"]
     click.echo(
@@ -113,11 +122,12 @@ def finetune(subset: str, **names: Any) -> None:
     """Fine-tune a module on the images of its classes; validation images choose the epoch."""
     params, cell = _known(**names, modular=True, subset=subset)
     from nemo.cli.launch import launch
-    from nemo.data import parse_subset
     from nemo.pipeline import finetune
     from nemo.pipeline.inputs import class_names
 
-    parse_subset(params.text_of(subset), class_names(params, cell.dataset, Layout()))
+    _check_subset(params, subset, class_names(params, cell.dataset, Layout()))
+    if not (cut := Layout().module(cell, subset)).is_dir():
+        raise FileNotFoundError(f"{cut}: no module here; run `nemo decompose` first")
     recipe = params.for_method(cell.method).finetune
     launch(params, "finetune", recipe, finetune.run, cell, subset, Layout())
     _say(f"fine-tuned module {subset} of", cell.name, Layout().finetuned(cell, subset))
@@ -165,7 +175,7 @@ def run(**names: Any) -> None:
 
 
 def _extra(name: str) -> click.Command:
-    @click.command(name, help=f"Measure {name} of a modular cell, as params.yaml asks for.")
+    @click.command(name, help=f"Measure {MEASURED[name]}.")
     @_cell
     def command(**names: Any) -> None:
         params, cell = _known(**names, modular=True)
@@ -207,12 +217,21 @@ def _known(
 
     params = _checked(params_file, dataset)
     check_model_name(model)
+    params.check_shape(model)
     base = params.base_of(method)
     if modular and not base.modular:
         raise ParamsError(f"--method: {method!r} has no masks and no modules")
     if subset not in params.subsets:
         check_subset_name(subset)
     return params, Cell(dataset, model, method, seed)
+
+
+def _check_subset(params: Params, subset: str, classes: list[str]) -> None:
+    """Raise ValueError unless the subset is two or more of the classes."""
+    from nemo.data import parse_subset
+
+    if len(parse_subset(params.text_of(subset), classes)) < 2:
+        raise ParamsError(f"--subset: {subset!r} is one class; accepted: two or more")
 
 
 def _say(done: str, what: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from nemo.cells import Layout
 from nemo.cli.stages import params_option
 from nemo.config import load_params
 
+NEEDED = ("jinja2", "matplotlib", "pandas", "tabulate")  # by the tables, their figures and page
 HEAD = "HEAD"  # the value of a bare --check: the last commit
 
 
@@ -30,6 +32,8 @@ HEAD = "HEAD"  # the value of a bare --check: the last commit
 @click.option("--publish", "tracked", is_flag=True, help="Also bring MLflow up to date.")
 def report(params_file: str, show: bool, against: str | None, tracked: bool) -> None:
     """Write the tables, figures and page of the profile's results."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"{', '.join(missing)} not found: pip install 'nemo-modular[report]'")
     params = load_params(params_file)
     out = Layout().report(params.profile)
     from nemo.report.build import render_tables, write_report

@@ -1,8 +1,11 @@
+import copy
+
 import torch
 
 from nemo.alternatives import granularity as module
 from nemo.alternatives.granularity import granularity
 from nemo.config import check_params
+from nemo.data import parse_subset
 from nemo.masking.class_masks import SubsetMasks
 from nemo.trained import load_cell
 from tests.small import SUBSET, raw_params
@@ -31,6 +34,34 @@ def test_whole_heads_are_no_larger_than_the_neurons(vit, monkeypatch, tmp_path):
                 assert found["kept"] in (0, 8, 16, 24)  # whole heads of 8
             if layer.endswith(".fc1"):
                 assert found["kept"] in (0, 96)
+
+
+class ForCuts:
+    """Statistics of BatchNorms, which this model has none of."""
+
+    def ready(self, modular, classes):
+        network = copy.deepcopy(modular)
+        network.ready_for = classes
+        return network
+
+
+def test_modules_have_the_statistics_that_stage_masks_has_for_them(vit, monkeypatch, tmp_path):
+    _, cell, data, layout = vit
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    cut, original = [], module.decompose
+
+    def decompose(network, masks):
+        cut.append(getattr(network, "ready_for", None))
+        return original(network, masks)
+
+    monkeypatch.setattr(module, "decompose", decompose)
+    monkeypatch.setattr(module, "load_for_cuts", lambda *a: ForCuts())
+    monkeypatch.setattr(module, "FOR_CUTS", "masks.safetensors")
+    monkeypatch.setattr(module, "tuned", lambda *a: {})
+    asked = {"of": ["nemo"], "subsets": [SUBSET], "thresholds": [0.5]}
+    granularity(check_params(raw_params("vit_small", granularity=asked)), cell, data, layout)
+    assert len(cut) > 2
+    assert all(classes == parse_subset(SUBSET, data.classes) for classes in cut)
 
 
 def test_a_model_without_heads_has_no_rows(resnet):

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -117,6 +118,33 @@ def test_a_classifier_that_is_a_convolution_is_one_clear_line(monkeypatch):
     line = "^squeezenet: alternatives need a Linear classifier, and 2 is a Conv2d$"
     with pytest.raises(ValueError, match=line):
         context.standard()
+
+
+class Cosine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(8))
+        self.weight = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        return F.linear(F.normalize(self.body(x)), F.normalize(self.weight))
+
+
+@pytest.mark.parametrize("kind", [*PRUNED, "standard-tuned"])
+def test_a_classifier_that_is_not_found_is_one_clear_line(monkeypatch, kind):
+    if kind in PRUNED:
+        pytest.importorskip("torch_pruning")
+    whole = Cosine()
+    whole(torch.zeros(2, 3, 32, 32))
+    monkeypatch.setattr(module, "load_cell", lambda folder: whole)
+    params = check_params(raw_params("resnet18"))
+    data = type("Data", (), {"classes": tuple("abcde"), "size": (32, 32)})()
+    data.restrict = lambda classes: data
+    context = Context(
+        params, Cell("d", "mine", "nemo", 0), "e+c", data, Layout(), section="budgets"
+    )
+    with pytest.raises(ValueError, match=r"^budgets.kinds: the classifier of mine was not found; "):
+        made(kind, context)
 
 
 @pytest.mark.parametrize("kind", PRUNED)

@@ -245,13 +245,24 @@ ROWS = {
     "seed negative": param_row(
         "seeds", [-1], "seeds.0: input should be greater than or equal to 0, got -1"
     ),
-    "device": param_row("device", "tpu", "device: string should match pattern"),
+    "device": param_row(
+        "device", "tpu", "device: unknown device 'tpu'; accepted: auto, cpu, mps, cuda, cuda:N"
+    ),
+    "device that is a number": param_row("device", 0, "device: unknown device 0; accepted: auto,"),
     "profile": param_row("profile", "../x", "profile: string should match pattern"),
     "empty params": Row("prepare --dataset pets", "got NoneType", write("params.yaml")),
     "no YAML": Row("prepare --dataset pets", "not YAML", write("params.yaml", b"a: [")),
     "no mapping": Row("prepare --dataset pets", "a mapping of keys", write("params.yaml", b"- 1")),
     "no text": Row("prepare --dataset pets", "not UTF-8 text", write("params.yaml", b"\xff\xfe")),
     "no params": Row("prepare --dataset pets", "No such file", remove("params.yaml")),
+    "someone else's folder at plan/": Row(
+        "plan --out pets", "--out: pets exists and is no plan; name another folder, or remove it"
+    ),
+    "someone else's files beside those of a plan": Row(
+        "plan",
+        "--out: plan exists and is no plan",
+        all_of(write("plan/report.json", b"{}"), write("plan/thesis.tex")),
+    ),
     # class subsets
     "subset of what is no word": param_row(
         "subsets",
@@ -274,6 +285,10 @@ ROWS = {
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
     ),
+    "subsets that are numbers": param_row(
+        "subsets", [3, 5], "subsets: [3, 5]; accepted: names in quotes, such as ['0+1', all]"
+    ),
+    "subset without a list": param_row("subsets", "all", "subsets: 'all'; accepted: names in quo"),
     "no subsets": param_row("subsets", [], "subsets: list should have at least 1 item"),
     "empty subset": param_row("subsets", [""], "subsets: '' is no name of a subset"),
     "unknown class": subset_row(["cow+0"], "'cow' is no class; accepted: all,"),
@@ -289,16 +304,42 @@ ROWS = {
     ),
     "subset of decompose": Row(f"decompose {CELL} --subset cow+pig", "'cow' is no class"),
     "subset of finetune": Row(f"finetune {CELL} --subset 7", "'7' is no class"),
+    "one class, to be cut": Row(
+        f"decompose {CELL} --subset owl", "--subset: 'owl' is one class; accepted: two or more"
+    ),
+    "one class, to be fine-tuned": Row(
+        f"finetune {CELL} --subset 3", "--subset: '3' is one class; accepted: two or more"
+    ),
     # names and order of the stages
     "unknown data set": Row("prepare --dataset mnist", "'mnist' is not in data; accepted: other"),
     "unknown model": Row("train --dataset pets --model vgg17", "unknown model 'vgg17'; accepted:"),
+    "model without a shape, by hand": Row(
+        "train --dataset pets --model vgg16", "architecture.vgg16: missing; {} is the paper's shape"
+    ),
     "not prepared": Row(f"train {CELL}", "`nemo prepare`", remove("data/pets")),
     "not trained": Row(f"masks {CELL} --seed 5", "run `nemo train` first"),
     "no masks": Row(
         f"decompose {CELL} --subset all", "run `nemo masks` first", remove(f"{RUN}/masks")
     ),
-    "not cut": Row(f"finetune {CELL} --subset all", "modules/all: cannot read"),
+    "not cut": Row(
+        f"finetune {CELL} --subset all", "modules/all: no module here; run `nemo decompose` first"
+    ),
     "not fine-tuned": Row(f"evaluate {CELL}", "run `nemo finetune` first", remove(MODULE)),
+    "not measured": Row(
+        f"evaluate {CELL}",
+        f"{RUN}/gap/rows.json: No such file or directory; run `nemo gap` first",
+        params("gap.of", ["nemo"]),
+    ),
+    "no history of the fine-tuning": Row(
+        f"evaluate {CELL}",
+        "finetuned/cat+dog/history.csv: No such file or directory; run `nemo finetune` first",
+        remove(f"{MODULE}/history.csv"),
+    ),
+    "no masks to evaluate": Row(
+        f"evaluate {CELL}",
+        "masks/metrics.json: No such file or directory; run `nemo masks` first",
+        remove(f"{RUN}/masks"),
+    ),
     "not evaluated": Row("report", "results/tiny: none of the cells of params has results; `dvc"),
     "method that params do not name": Row(
         f"train {CELL} --method magic", "unknown 'magic'; accepted: standard, mwt, nemo"
@@ -616,7 +657,7 @@ ROWS = {
     "own threshold": own("--threshold 1.5", "--threshold: input should be less"),
     "own tau": own("--tau nan", "--tau: input should be a finite number, got nan"),
     "own alpha": own("--alpha -1", "--alpha: input should be greater than or"),
-    "own device": own("--device tpu", "--device: string should match"),
+    "own device": own("--device tpu", "--device: unknown device 'tpu'; accepted: auto,"),
 }
 USAGE = {
     "no command of that name": ("trian", "No such command 'trian'"),

@@ -254,6 +254,10 @@ API: dict[str, tuple[Callable[[], object], str]] = {
         lambda: nemo.merge(module([0, 1]), module([2, 3]), loader([0, 1])),
         "labels must lie in 0..3",
     ),
+    "a device of no kind": (
+        lambda: resolve_device("gpu"),
+        "device: unknown device 'gpu'; accepted: auto, cpu, mps, cuda, cuda:N",
+    ),
     "a GPU that is not there": (lambda: resolve_device("cuda:7"), "cuda:7 is not available here"),
     "a patch that does not divide": (
         lambda: build_model("vit_small", 4, 18),

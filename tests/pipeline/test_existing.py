@@ -242,6 +242,8 @@ def test_a_mistake_is_one_line(inside, changes, line):
         (["--weights", "trained.pt", "--keep", "0.3", "--mean", "1,2"], "1,2: accepted: one or"),
         (["--weights", "trained.pt", "--keep", "0.3", "--std", "0"], "0: accepted: one or three"),
         (["--weights", "trained.pt", "--keep", "0.3", "--mean", "-.1"], "numbers from 0 to 1"),
+        (["--weights", "trained.pt", "--keep", "0.3", "--mean", "0"], "--mean and --std go tog"),
+        (["--weights", "trained.pt", "--keep", "0.3", "--std", "1"], "--mean and --std go tog"),
     ],
 )
 def test_options_that_do_not_go_together_are_usage_errors(inside, options, line):

@@ -323,7 +323,7 @@ OPTIONS = ["--model", "resnet18", "--out", "new", "--data"]
         (["pets", "--shape", "width=-1"], "--shape width: input should be greater than 0, got -1"),
         (["pets", "--classes", "cat|dog"], "'cat|dog' is no class; accepted: all, ranges"),
         (["pets", "--classes", "cat"], "--classes: 'cat' is one class; accepted: two or more"),
-        (["pets", "--device", "gpu"], "--device: string should match pattern"),
+        (["pets", "--device", "gpu"], "--device: unknown device 'gpu'; accepted: auto, cpu, mps"),
         (
             ["noise", "--shape", "width=0.0625", "--epochs", "1", "--lr", "1e-9"],
             "try more --epochs or another --lr",

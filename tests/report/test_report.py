@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from nemo.cells import Cell
+from nemo.cli.main import cli
 from nemo.config import Params
 from nemo.forms import count, points
 from nemo.report import maps
@@ -221,6 +224,21 @@ def test_a_folder_that_is_no_report_is_not_replaced(root: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="no report"):
         write_report(PARAMS, root, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--show"], ["--check"]])
+def test_a_package_that_is_not_installed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("pandas", "tabulate"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.startswith("nemo.report.")]:
+        monkeypatch.delitem(sys.modules, name)  # as where nobody has imported it
+    result = CliRunner().invoke(cli, ["report", *arguments])
+    line = "nemo: pandas, tabulate not found: pip install 'nemo-modular[report]'\n"
+    assert (result.exit_code, result.output) == (1, line)
 
 
 def test_the_tables_print(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

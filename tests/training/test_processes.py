@@ -200,6 +200,18 @@ def test_infinity_in_one_process_stops_both_with_the_step_and_the_term(tmp_path)
     assert not multiprocessing.active_children()
 
 
+def exhaust(params):
+    if not is_main():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    time.sleep(200)
+
+
+def test_when_one_process_runs_out_of_memory_the_other_ends():
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory"):
+        start(params(), exhaust)
+    assert not multiprocessing.active_children()
+
+
 def die(params):
     def task(network, images, labels):
         if not is_main():
