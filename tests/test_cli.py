@@ -197,7 +197,6 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_it(project, tmp_pat
     shutil.copytree(project, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     asked = {**TINY, "masks": {**TINY["masks"], "batch_norm": True}}
-    asked["loss"] = {**TINY["loss"], "cut": {"sizes": [4]}}
     Path("params.yaml").write_text(yaml.safe_dump(asked))
     cell = ["--dataset", "digits", "--model", "resnet18", "--method", "nemo"]
     run, data = Path("runs/digits/resnet18/nemo-0"), load(Path("data/digits"))
@@ -205,6 +204,10 @@ def test_a_cut_takes_the_statistics_that_stage_masks_has_for_it(project, tmp_pat
     assert not (run / "masks/batch_norm.safetensors").exists()
     stale = CliRunner().invoke(cli, ["evaluate", *cell])
     assert "made with masks.batch_norm None, and params have True" in stale.output
+    asked["loss"] = {**TINY["loss"], "cut": {"sizes": [4]}}
+    Path("params.yaml").write_text(yaml.safe_dump(asked))
+    stale = CliRunner().invoke(cli, ["evaluate", *cell])  # what was made first is named first
+    assert "made with loss.cut.after None, and params have 3; run `nemo train`" in stale.output
     assert CliRunner().invoke(cli, ["masks", *cell]).exit_code == 0
     assert (run / "masks/masks.safetensors").read_bytes() == bits
     made = CliRunner().invoke(cli, ["decompose", *cell, "--subset", "0+1"])
