@@ -35,7 +35,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     }
     exec(example, names)
     assert names["loss"].requires_grad
-    module = nemo.load("cats-and-dogs")
+    module = nemo.load("three-five")
     assert torch.equal(module(images), names["module"](images))
     assert module(images).shape == (40, 2)
     parent = sum(p.numel() for p in names["model"].parameters())
