@@ -287,12 +287,15 @@ def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
     shape = {}
     for pair in pairs:
         key, found, value = pair.partition("=")
+        twice = key in shape
         try:
             shape[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             found = ""
         if not found:
             raise ValueError(f"--shape {pair}: accepted: KEY=VALUE, such as width=0.25")
+        if twice:
+            raise ValueError(f"--shape {pair}: {key} is given twice; accepted: once")
     return shape
 
 

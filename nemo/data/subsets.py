@@ -127,9 +127,14 @@ def _positions(text: str, part: str, classes: Sequence[str]) -> list[int]:
 
 
 def _accepted(classes: Sequence[str]) -> str:
-    names = ", ".join(f"{position} {name}" for position, name in enumerate(classes[:100]))
-    more = f", ... {len(classes) - 1} {classes[-1]}" if len(classes) > 100 else ""
-    return f"all, ranges such as 0-{len(classes) - 1}, file:PATH, random:2@0, and {names}{more}"
+    last = len(classes) - 1
+    if all(name == str(position) for position, name in enumerate(classes)):
+        names = f"0 to {last}"
+    else:
+        names = ", ".join(f"{position} {name}" for position, name in enumerate(classes[:100]))
+        names += f", ... {last} {classes[-1]}" if len(classes) > 100 else ""
+    joined = f"ranges such as 0-{last}, and {names}"
+    return f"all, file:PATH, random:2@0, or joined by +: {joined}"
 
 
 def check_subsets(subsets: Mapping[str, str], classes: Sequence[str]) -> None:

@@ -280,7 +280,8 @@ ROWS = {
         "subsets: '../cat' is no name of a subset, for its '.'; accepted: all,",
     ),
     "subset of no class": subset_row(
-        ["cat dog"], "accepted: all, ranges such as 0-3, file:PATH, random:2@0, and 0 cat"
+        ["cat dog"],
+        "accepted: all, file:PATH, random:2@0, or joined by +: ranges such as 0-3, and 0 cat",
     ),
     "subset twice": param_row(
         "subsets", ["all", "all"], "subsets: ['all', 'all'] names something twice"
@@ -652,6 +653,7 @@ ROWS = {
     "own work is a file": own("--work params.yaml", "--work: params.yaml is a file"),
     "own unknown shape": own("--shape depth=3", "depth: unknown key; accepted:"),
     "own shape without a value": own("--shape wide", "--shape wide: accepted: KEY"),
+    "own shape twice": own("--shape width=0.5", "--shape width=0.5: width is given twice"),
     "own shape that is no YAML": own("--shape width=[", "accepted: KEY=VALUE"),
     "own pretrained": own("--pretrained", "pretrained: unknown key; accepted:"),
     "own threshold": own("--threshold 1.5", "--threshold: input should be less"),

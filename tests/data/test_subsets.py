@@ -49,7 +49,8 @@ def test_it_reads(text: str, classes: list[str], expected: list[int]) -> None:
     [
         (
             "cow",
-            "subset 'cow': 'cow' is no class; accepted: all, ranges such as 0-4, .* and 0 bird",
+            "subset 'cow': 'cow' is no class; accepted: all, .* joined by .*: ranges such as 0-4, "
+            "and 0 bird",
         ),
         ("cat+cow", r"subset 'cat\+cow': 'cow' is no class; .* 2 dog"),
         ("", "'' is no class"),
@@ -69,6 +70,11 @@ def test_it_reads(text: str, classes: list[str], expected: list[int]) -> None:
 def test_it_refuses(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         parse_subset(text, [*PETS[:4], "shoe"])
+
+
+def test_classes_that_are_called_by_their_positions_are_listed_as_a_range() -> None:
+    with pytest.raises(DataError, match=r"ranges such as 0-9, and 0 to 9$"):
+        parse_subset("cow", [str(digit) for digit in range(10)])
 
 
 def test_a_range_is_refused_where_names_are_other_numbers() -> None:

@@ -30,7 +30,7 @@ def no_downloads(monkeypatch):
 
 LOSS = {"alpha": 3.0, "tau": 0.2, "form": "equation"}
 WRONG = [
-    ({"subsets": ["7+12"]}, "subset '7+12': '12' is no class; accepted: all, ranges such as 0-9"),
+    ({"subsets": ["7+12"]}, "subset '7+12': '12' is no class; accepted: all, file:PATH"),
     ({"subsets": ["cat+0"]}, "subset 'cat+0': 'cat' is no class"),
     ({"loss": {**LOSS, "cut": {"sizes": [2, 12]}}}, "loss.cut.sizes: 12, where there are 10 clas"),
     (

@@ -56,8 +56,8 @@ def test_classes_of_any_name_become_a_module(tmp_path, monkeypatch):
     unknown = run(*command, "golden+C++", "--out", "m")
     assert unknown.output.count("\n") == 1
     assert (
-        "'golden' is no class; accepted: all, ranges such as 0-2, file:PATH, random:2@0, and 0 C"
-        in (unknown.output)
+        "'golden' is no class; accepted: all, file:PATH, random:2@0, or joined by +: ranges such "
+        "as 0-2, and 0 C" in unknown.output
     )
     result = run(*command, "golden retriever+C+++Кошка", "--out", "my module")
     assert result.exit_code == 0, result.output
@@ -321,7 +321,7 @@ OPTIONS = ["--model", "resnet18", "--out", "new", "--data"]
         (["pets", "--size", "4"], "--size: input should be greater than or equal to 8, got 4"),
         (["pets", "--crop", "16"], "--crop: 16 on 16 x 16 images; accepted: 0 to 15"),
         (["pets", "--shape", "width=-1"], "--shape width: input should be greater than 0, got -1"),
-        (["pets", "--classes", "cat|dog"], "'cat|dog' is no class; accepted: all, ranges"),
+        (["pets", "--classes", "cat|dog"], "'cat|dog' is no class; accepted: all, file:PATH"),
         (["pets", "--classes", "cat"], "--classes: 'cat' is one class; accepted: two or more"),
         (["pets", "--device", "gpu"], "--device: unknown device 'gpu'; accepted: auto, cpu, mps"),
         (
