@@ -116,9 +116,10 @@ T8 = Table(
     "The others are at most as large, in parameters or FLOPs; whole standard models are not. "
     "pruned: the same share of each layer, by magnitude. pruned-global: one ranking of all "
     "layers, by magnitude. taylor: one ranking, by |weight x gradient| on the subset's images. "
-    "tuned-pruned: fine-tuned on the subset in full, then pruned. Ahead: of the competitor, and in "
-    "the module's own rows of the best one of its size. Making: pruning or cutting to size, with "
-    "BatchNorm. Seconds are medians over subsets and seeds; the CSV names the device.",
+    "tuned-pruned: fine-tuned on the subset in full, which Making counts and Epochs does not, then "
+    "pruned. Ahead: of the competitor, and in the module's own rows of the best one of its size, "
+    "seed by seed. Making: pruning or cutting to size, with BatchNorm. Seconds are medians over "
+    "subsets and seeds; the CSV names the device.",
     ("model", "method", "equal", "competitor", "subset", "epochs"),
     ("budgets",),
     rows.budgets,
