@@ -118,8 +118,12 @@ class Context:
         return model
 
     def tuned(self) -> nn.Module:
-        """The standard model after all of the module's fine-tuning, on the CPU."""
+        """The standard model after all of the module's fine-tuning, on the CPU. Where budgets are
+        measured, classifiers are kept."""
         params, cell, model = self.params, self.cell, self.standard()
+        if self.section == "budgets":
+            kept = params.finetune.model_copy(update={"head": "inherit"})
+            params = params.model_copy(update={"finetune": kept})
         part = self.data.restrict(self.classes())
         heads = head_names(model, len(part.classes)) if params.finetune.head == "new" else []
         title, family = f"{cell.name} {self.subset} standard", family_named(cell.model)

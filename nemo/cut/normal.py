@@ -13,6 +13,7 @@ from torch import fx
 from nemo.cut.graph import Dims, Rewriter, arg, as_weights, aten, dims, dims_of, lstm_outputs
 from nemo.cut.rearrange import (
     concatenated,
+    expand,
     expanded,
     narrowed,
     permuted,
@@ -83,6 +84,20 @@ def _cast_back(graph: fx.Graph, inputs: Sequence[fx.Node]) -> None:
         elif node.kwargs.get("dtype") == torch.float64 and node.all_input_nodes:  # zeros_like, ...
             new = Rewriter(graph, node.next).call(op, (node, *floats[:1]), dims(node))
             node.replace_all_uses_with(new, lambda user, new=new: user is not new)
+
+
+def _copied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """copy, which has no derivative, as what is copied, in the shape and type that it gets."""
+    base, source, after = arg(node, 0), arg(node, 1), node.meta["val"]
+    if source.meta["val"].dtype != after.dtype:
+        kept = source.meta["val"].to(after.dtype)
+        source = rewriter.call(aten.to.dtype, (source, after.dtype), dims(source))
+        source.meta["val"] = kept
+    copied = expand(rewriter, source, dims(node))
+    if copied is None:  # over the batch
+        zeros = rewriter.call(aten.zeros_like.default, (base,), dims(base))
+        copied = rewriter.call(aten.add.Tensor, (zeros, source), dims(node))
+    return copied
 
 
 def _multiplied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
@@ -246,6 +261,7 @@ NORMALISERS: dict[Any, Normaliser] = {
     **dict.fromkeys(
         [aten.expand.default, aten.expand_as.default, aten.broadcast_to.default], expanded
     ),
+    aten.copy.default: _copied,
     **dict.fromkeys([aten.bmm.default, aten.mm.default], _multiplied),
     aten._native_batch_norm_legit_no_training.default: _normed,
     aten.instance_norm.default: _instance_normed,

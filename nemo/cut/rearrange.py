@@ -107,11 +107,15 @@ def concatenated(rewriter: Rewriter, node: fx.Node) -> fx.Node:
 
 def expanded(rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     """expand, expand_as; sizes that come from the batch can only stay as they are."""
-    source = arg(node, 0)
-    if dims(source) == dims(node):
-        return source  # type: ignore[no-any-return]
-    padded = (1,) * (len(dims(node)) - len(dims(source))) + dims(source)
-    if any(new is None and old is not None for old, new in zip(padded, dims(node), strict=True)):
+    return expand(rewriter, arg(node, 0), dims(node))
+
+
+def expand(rewriter: Rewriter, source: fx.Node, shape: Dims) -> fx.Node | None:
+    """A value in another shape, or None where the batch's size would be needed for it."""
+    if dims(source) == shape:
+        return source
+    padded = (1,) * (len(shape) - len(dims(source))) + dims(source)
+    if any(new is None and old is not None for old, new in zip(padded, shape, strict=True)):
         return None
-    sizes = [-1 if size is None else size for size in dims(node)]
-    return rewriter.call(aten.expand.default, (source, sizes), dims(node))
+    sizes = [-1 if size is None else size for size in shape]
+    return rewriter.call(aten.expand.default, (source, sizes), shape)

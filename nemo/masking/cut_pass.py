@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nemo.data.subsets import draw_subset
 from nemo.masking.generators import Masks, as_modular
@@ -136,7 +137,9 @@ class CutPass(CutLoss):
     It learns the frequencies in the steps that call it, and begins with all neurons on. In other
     steps, `cut_pass.observe(masks, labels)` may teach it, too. Each of several processes has a
     cut pass of its own, for its part of the batch. As some may skip a step, SyncBatchNorm, which
-    waits for all of them, is not for it. Nor is activation checkpointing.
+    waits for all of them, is not for it. Nor is activation checkpointing. What a layer besides
+    BatchNorm and InstanceNorm remembers of its inputs, as spectral_norm does, it remembers of this
+    pass, too.
 
     Args:
         modular: from `nemo.modularize`, a classifier with logits (B, C).
@@ -204,8 +207,13 @@ class CutPass(CutLoss):
 
     def _check(self, masks: Masks, labels: Tensor) -> None:
         check_labels(labels, masks, len(self.frequency))
-        if lacking := self.modular.layers.keys() - masks.keys():
-            raise ValueError(f"masks lack {min(lacking)!r}; accepted: those of the model")
+        for layer, neurons in self.modular.layers.items():
+            if layer not in masks:
+                raise ValueError(f"masks lack {layer!r}; accepted: those of the model")
+            if masks[layer].shape[1] != neurons:
+                raise ValueError(
+                    f"masks[{layer!r}] has {masks[layer].shape[1]} columns; accepted: {neurons}"
+                )
 
 
 def _check_inputs(inputs: Any, labels: Tensor) -> None:
@@ -217,16 +225,18 @@ def _check_inputs(inputs: Any, labels: Tensor) -> None:
 
 @contextmanager
 def _batch_statistics(modular: nn.Module) -> Iterator[None]:
-    """BatchNorms in training do not take part of what they see into their running statistics."""
-    norms = [
-        module
-        for module in modular.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    """Norms in training do not take part of what they see into their running statistics."""
+    changes: list[tuple[nn.Module, str, Any]] = []
+    for module in modular.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            changes.append((module, "track_running_stats", False))
+        elif isinstance(module, _InstanceNorm) and module.training:  # it moves those it has
+            changes += [(module, "running_mean", None), (module, "running_var", None)]
+    before = [getattr(module, name) for module, name, _ in changes]
     try:
-        for norm in norms:
-            norm.track_running_stats = False
+        for module, name, value in changes:
+            setattr(module, name, value)
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for (module, name, _), value in zip(changes, before, strict=True):
+            setattr(module, name, value)

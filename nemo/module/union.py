@@ -47,7 +47,7 @@ def merge(
 
     Raises:
         ValueError: see `check_mergeable`; or a layer that was replaced or has a hook; or no
-            batches of (inputs, labels), or logits or labels that do not fit.
+            batches of (inputs, labels), or logits or labels that do not fit, or are not finite.
     """
     for module in (a, b):
         if not isinstance(module, DecomposedModule):
@@ -62,6 +62,8 @@ def merge(
             f"the logits of {len(labels)} labels have shape {tuple(raw.shape)}; accepted: "
             "(samples, classes)"
         )
+    if not raw.isfinite().all():
+        raise ValueError("the modules' logits are not finite; accepted: finite inputs and weights")
     count = len(class_names(a))
     if not 0 <= labels.min() < count <= labels.max() < len(names):
         raise ValueError(

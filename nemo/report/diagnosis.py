@@ -42,8 +42,12 @@ def diagnose(results: Results, cells: list[CellResult] | None = None) -> list[Fl
 def _idle(result: CellResult) -> Iterator[Flag]:
     """Parts of the loss that waited for the task loss until the end."""
     last, advice = result.history[-1], "more train.epochs, or another train.lr"
-    if last.get("penalty_share") == 0:
+    share = last.get("penalty_share", 1)
+    if share == 0:
         yield Flag(result.cell.name, "the loss on masks never counted", advice)
+    elif share < 1:
+        rose = f"the loss on masks rose to {100 * share:.0f} % of its weight"
+        yield Flag(result.cell.name, rose, "more train.epochs, or a shorter warmup")
     if "cut_loss" in last and not any(row.get("cut_loss") for row in result.history):
         yield Flag(result.cell.name, "the cut pass never ran", advice)
 

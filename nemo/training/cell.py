@@ -31,7 +31,7 @@ from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.fit import Plan, Row, fit
-from nemo.training.tasks import Task, make_task
+from nemo.training.tasks import Task, guess_loss, make_task
 
 OnEpoch = Callable[[int, Row], None]
 
@@ -77,16 +77,21 @@ def train_cell(
 
 def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> None:
     """Raise AtChanceError if a model's last epoch is no better on the validation images than
-    always saying their most frequent class."""
-    accuracy, chance = last["val_accuracy"], guess_accuracy(data.splits["val"].labels)
-    if accuracy <= chance:
+    always saying their most frequent class; or is by no more than luck, two standard errors, and
+    its task loss is none below that of a guess."""
+    labels = data.splits["val"].labels
+    accuracy, chance = last["val_accuracy"], guess_accuracy(labels)
+    luck = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
+    guessing = last.get("task", 0.0) >= guess_loss(data.splits["train"].labels)
+    if accuracy <= chance or (guessing and accuracy <= chance + luck):
         fields = method.params.model_fields if method.modular and method.params else {}
         tries = ["more train.epochs", "another train.lr"]
         if last.get("penalty_share") != 0:  # else the loss on masks is not to blame
             tries += [f"a smaller {method.pull}"] if method.pull else []
             tries += [f"a longer {method.section}.warmup"] if "warmup" in fields else []
         raise AtChanceError(
-            f"{name}: validation accuracy {100 * accuracy:.1f} % is no better than always saying "
+            f"{name}: validation accuracy {100 * accuracy:.1f} % is no better "
+            f"{'' if accuracy <= chance else 'but by luck '}than always saying "
             f"the most frequent class ({100 * chance:.1f} %); try {', '.join(tries[:-1])} or "
             f"{tries[-1]}"
         )
@@ -94,11 +99,20 @@ def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> No
 
 def idle(history: Sequence[Row]) -> list[str]:
     """What params ask for, and what never acted: masks may be those of an untrained generator."""
-    lines, why = [], f"in {len(history)} epochs; try more of them, or another learning rate"
-    if history[-1].get("penalty_share") == 0:
-        lines.append(f"the loss on masks waited for the task loss, and never counted {why}")
+    lines, where = [], f"in {len(history)} epochs; try more of them,"
+    share = history[-1].get("penalty_share", 1)
+    if share == 0:
+        lines.append(
+            f"the loss on masks waited for the task loss, and never counted {where} or another "
+            "learning rate"
+        )
+    elif share < 1:
+        lines.append(
+            f"the loss on masks rose to {100 * share:.0f} % of its weight {where} or a shorter "
+            "warm-up"
+        )
     if "cut_loss" in history[-1] and not any(row["cut_loss"] for row in history):
-        lines.append(f"the cut pass never ran {why}")
+        lines.append(f"the cut pass never ran {where} a smaller `after`, or another learning rate")
     return lines
 
 

@@ -44,14 +44,23 @@ class Rise:
         self.share.fill_(min(1.0, learning / self.warmup))
 
 
+def guess_loss(labels: Tensor) -> float:
+    """The cross-entropy of a guess by the frequencies of labels (N,), in nats."""
+    frequencies = labels.bincount().double() / len(labels)
+    return float(torch.special.entr(frequencies).sum())
+
+
 def epochs_since_chance(history: Sequence[Mapping[str, float]], guess: float) -> int:
     """How many of the epochs so far came once the task loss had left chance, the first included.
+
+    Of a distillation it is the cross-entropy with the labels that counts: how large the rest is
+    at a guess depends on the teacher.
 
     Args:
         guess: the loss of a guess by the classes' frequencies.
     """
     left = guess - LEFT_CHANCE * min(guess, math.log(10))
-    learned = [row["task"] < left for row in history]
+    learned = [row.get("cross_entropy", row["task"]) < left for row in history]
     return len(learned) - learned.index(True) if any(learned) else 0
 
 
@@ -115,6 +124,8 @@ class Task:
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
+        if isinstance(output, tuple):
+            parts = {**parts, "cross_entropy": cross_entropy(output[0], images, labels).detach()}
         if self.rise is not None:
             penalty = self.rise.share * penalty
             parts = {**parts, "penalty_share": self.rise.share}
@@ -158,14 +169,12 @@ def make_task(
         return Task(task_loss)
     warmup = settings.warmup if isinstance(settings, ObjectiveParams) else None
     rise = None if warmup is None else Rise(warmup.of(family), device)
-    frequencies = labels.bincount().double() / len(labels)
-    guess = float(torch.special.entr(frequencies).sum())
     penalty = method.make(settings, family)
     if hasattr(penalty, "begin") and not isinstance(penalty, Remembers):
         raise ParamsError(
             f"{method.name}: its penalty has begin; accepted: with state_dict and load_state_dict"
         )
-    return Task(task_loss, penalty, method.remedy, rise, cut_pass, guess)
+    return Task(task_loss, penalty, method.remedy, rise, cut_pass, guess_loss(labels))
 
 
 def cross_entropy(logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -127,3 +127,14 @@ def test_what_is_tuned_and_then_pruned_knows_the_subset(resnet):
     validation = Batches(part.splits["val"], part.mean, part.std, 64)
     assert accuracy(*predict(after, validation)) >= accuracy(*predict(before, validation))
     assert not torch.equal(before.conv1.weight, after.conv1.weight)
+
+
+def test_budgets_keep_the_classifier_of_what_is_tuned_and_then_pruned(resnet):
+    params, nemo, data, layout = resnet
+    anew = params.model_copy(
+        update={"finetune": params.finetune.model_copy(update={"head": "new"})}
+    )
+    kept, drawn = (
+        Context(p, nemo, SUBSET, data, layout, section="budgets").tuned() for p in (params, anew)
+    )
+    assert torch.equal(kept.fc.weight, drawn.fc.weight)

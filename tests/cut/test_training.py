@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nemo
@@ -79,6 +79,36 @@ def test_dropout_of_the_parent_is_kept_for_training() -> None:
     assert torch.equal(module(IMAGES), module(IMAGES))
     module.train()
     assert not torch.equal(module(IMAGES), module(IMAGES))
+
+
+class Shifted(nn.Module):
+    """Maps are put together by assignments, one of them over the batch, one of another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8))
+        self.offset = nn.Parameter(torch.randn(8, 1, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        shifted, offset = torch.zeros_like(x), torch.empty_like(x)
+        shifted[:, :3, :, 1:] = x[:, :3, :, :-1]
+        shifted[:, 3:7] = x[:, 3:7]
+        shifted[:, 7] = x[:, 7] > 0.1
+        return self.head((shifted + offset.copy_(self.offset)).tanh().mean((2, 3)))
+
+
+def test_what_is_assigned_has_the_gradients_of_the_parent() -> None:
+    torch.manual_seed(0)
+    model = Shifted()
+    module = decompose(model, {"second": torch.ones(8, dtype=torch.bool)})
+    found = []
+    for network in (model.double(), module.double().train()):
+        images = IMAGES.double().requires_grad_()
+        network(images).square().sum().backward()
+        found.append((images.grad, *sorted(p.grad.sum().item() for p in network.parameters())))
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", NAMES)

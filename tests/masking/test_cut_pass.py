@@ -105,10 +105,10 @@ def test_other_types(modular, dtype):
 def test_running_statistics_stay_and_a_frozen_norm_uses_its_own():
     torch.manual_seed(0)
     x = torch.randn(8, 3, 8, 8)
-    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True)]
     for norm in norms:
         norm.running_mean.fill_(0.5)
-    layers = [nn.Conv2d(3, 4, 3), norms[0], nn.Conv2d(4, 4, 3), norms[1]]
+    layers = [nn.Conv2d(3, 4, 3), norms[0], norms[2], nn.Conv2d(4, 4, 3), norms[1]]
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
     modular = nemo.modularize(nn.Sequential(*layers, *tail), x).train()
     norms[1].eval()
@@ -119,6 +119,7 @@ def test_running_statistics_stay_and_a_frozen_norm_uses_its_own():
     for name, value in modular.named_buffers():
         assert torch.equal(value, before[name]), name
     torch.testing.assert_close(loss, F.cross_entropy(modular.model(x), labels))
+    assert not torch.equal(norms[2].running_mean, before["model.2.running_mean"])
 
 
 def test_it_goes_on_from_its_state(modular):
@@ -168,6 +169,10 @@ def test_mistakes_are_one_line(modular):
         ((texts(3), labels % 3, masks), "inputs do not fit 4 labels; accepted: a tensor, or a"),
         ((inputs | {"flag": True}, labels % 3, masks), "inputs do not fit 4 labels"),
         ((inputs, labels % 3, {}), "masks lack 'fc1'; accepted: those of the model"),
+        (
+            (inputs, labels % 3, masks | {"fc1": masks["fc1"][:, :9]}),
+            r"masks\['fc1'\] has 9 columns; accepted: 16",
+        ),
         ((inputs, labels % 3, modular(**inputs)), "masks: a tuple; accepted: {layer: "),
     ):
         with pytest.raises(ValueError, match=line):

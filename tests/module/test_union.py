@@ -157,6 +157,10 @@ def test_a_loader_of_something_else_is_one_line(pair, batch):
         ([(images, labels.float())], r"labels have shape \(40,\) and type torch.float32; accepted"),
         ([(images, labels.tolist())], "labels have shape .* and type list; accepted: "),
         ([(images, labels[:20])], r"the logits of 20 labels have shape \(40, 5\); accepted: "),
+        (
+            [(images * torch.nan, labels)],
+            "the modules' logits are not finite; accepted: finite inputs",
+        ),
     ):
         with pytest.raises(ValueError, match=f"^{line}"):
             nemo.merge(*pair, loader)

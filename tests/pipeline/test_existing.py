@@ -73,6 +73,10 @@ def project(tmp_path_factory):
     torch.save(turned, root / "turned.pt")  # its classes run from 9 to 0
     torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, root / "wrapped.pt")
     torch.save(state | {"13.bias": state["13.bias"] * torch.nan}, root / "endless.pt")
+    torch.save(state | {"13.bias": state["13.bias"].to_sparse()}, root / "sparse.pt")
+    torch.save(state | {"13.bias": state["13.bias"] * 1j}, root / "complex.pt")
+    (root / "text.pt").write_text("hello\n")
+    (root / "table.pt").write_text("epoch,loss\n1,2.3\n")
     known = set(MODELS)
     yield root
     sys.path[:] = [place for place in sys.path if place != str(root)]
@@ -201,6 +205,10 @@ WIDTH = "trained.pt: not the weights of this model: "
         (["--weights", "whole.pt"], "whole.pt: holds more than tensors, or is damaged; "),
         (["--weights", "turned.pt"], "is the order of its classes 0, 1, 2, 3, 4, ..., and are"),
         (["--weights", "endless.pt"], "endless.pt: 13.bias is not finite; accepted: finite weigh"),
+        (["--weights", "sparse.pt"], "sparse.pt: 13.bias is sparse_coo, float32, on cpu; accepted"),
+        (["--weights", "complex.pt"], "13.bias is strided, complex64, on cpu; accepted: dense"),
+        (["--weights", "text.pt"], "text.pt: cannot be read ("),
+        (["--weights", "table.pt"], "table.pt: cannot be read ("),
         (["--shape", "width=8"], WIDTH),
         (["--shape", "classes=7"], "13.bias is (10,), and the model's (7,)"),
         (["--shape", "depth=7"], "digit_nets:net: TypeError: net() got an unexpected keyword"),

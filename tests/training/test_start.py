@@ -111,10 +111,28 @@ def test_parts_of_the_loss_that_never_acted_are_named(tmp_path: Path, monkeypatc
     assert [line[: len(name) + 17] for line in said if line.startswith(name)] == [
         f"{name}the loss on masks", f"{name}the cut pass neve",
     ]  # fmt: skip
-    assert (
-        idle([{"penalty_share": 0.0, "cut_loss": 0.0}, {"penalty_share": 0.5, "cut_loss": 1}]) == []
-    )
+    begun = {"penalty_share": 0.0, "cut_loss": 0.0}
+    assert idle([begun, {"penalty_share": 1.0, "cut_loss": 1}]) == []
+    assert idle([begun, {"penalty_share": 0.5, "cut_loss": 1}]) == [
+        "the loss on masks rose to 50 % of its weight in 2 epochs; try more of them, or a shorter "
+        "warm-up"
+    ]
     assert idle([{"task": 1.0}]) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "task", "learned"),
+    [(4, 0.0, False), (5, 1.0, True), (5, 1.099, False), (7, 1.099, False), (8, 1.099, True)],
+)
+def test_better_than_chance_by_luck_alone_is_nothing_learned(right, task, learned):
+    """Three classes of 4 images each: a guess loses ln 3 = 1.0986 nats, and 4 right ones of 12 are
+    chance, give or take 1.63, so that 7 are luck."""
+    last = {"val_accuracy": right / 12, "task": task}
+    if learned:
+        check_learned(last, noise(), OBJECTIVES["nemo"], "cell")
+        return
+    with pytest.raises(AtChanceError, match=r"no better (but by luck )?than always saying"):
+        check_learned(last, noise(), OBJECTIVES["nemo"], "cell")
 
 
 def test_a_cut_pass_runs_at_least_once_an_epoch(tmp_path: Path, monkeypatch):

@@ -1,8 +1,10 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import nemo
 from nemo.masking.objectives import OBJECTIVES
@@ -104,6 +106,31 @@ def test_warmup_is_a_setting_of_the_section(batch, value, rises):
         task.before_epoch([{"task": 0.0}])
         share = task(modular(), *batch).get("penalty_share")
         assert (share.item() if rises else share) == (pytest.approx(0.2) if rises else None)
+
+
+def test_a_student_that_guesses_has_not_left_chance_whatever_its_teacher_says(batch):
+    """An unsure teacher's loss at a guess is lower than the labels' by half of its entropy."""
+    images, labels = batch
+    settings = OBJECTIVES["nemo"].params.model_validate(
+        {"alpha": 1.0, "tau": 0.3, "form": "equation", "warmup": 1}
+    )
+
+    class Guess(nn.Module):
+        def forward(self, x):
+            zeros = torch.zeros(len(x), 4, requires_grad=True)
+            return (zeros, zeros), {"a": torch.rand(len(x), 3)}
+
+    teacher = nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+    teacher(images)
+    nn.init.zeros_(teacher[1].weight)
+    task = make_task(
+        OBJECTIVES["nemo"], settings, "transformer", torch.arange(4), torch.device("cpu"), teacher
+    )
+    row = {name: value.item() for name, value in task(Guess(), images, labels).items()}
+    assert row["task"] < 0.8 * task.guess
+    assert row["cross_entropy"] == pytest.approx(math.log(4))
+    assert epochs_since_chance([row], task.guess) == 0
+    assert epochs_since_chance([{**row, "cross_entropy": 1.0}], task.guess) == 1
 
 
 def test_distillation_is_the_stated_sum(batch):
