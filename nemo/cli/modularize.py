@@ -292,7 +292,7 @@ def _shape(pairs: tuple[str, ...]) -> dict[str, Any]:
             shape[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             found = ""
-        if not found:
+        if not (key and found):
             raise ValueError(f"--shape {pair}: accepted: KEY=VALUE, such as width=0.25")
         if twice:
             raise ValueError(f"--shape {pair}: {key} is given twice; accepted: once")

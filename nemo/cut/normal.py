@@ -166,6 +166,14 @@ def _filled(value: float, rewriter: Rewriter, node: fx.Node) -> fx.Node | None:
     return new
 
 
+def _emptied(rewriter: Rewriter, node: fx.Node) -> fx.Node:
+    """empty_like, new_empty: 0 until it is written, and not what the memory holds."""
+    zeros = aten.zeros_like if node.target is aten.empty_like.default else aten.new_zeros
+    new = _filled(0, rewriter, node) or rewriter.call(zeros.default, node.args, dims(node))
+    new.kwargs = new.kwargs or node.kwargs
+    return new
+
+
 def _bagged(rewriter: Rewriter, node: fx.Node) -> list[fx.Node] | None:
     """Bags of one size, as the sum, mean or maximum of their embeddings."""
     weight, ids, offsets, _, mode, _, scales, whole, padding = (arg(node, i) for i in range(9))
@@ -272,6 +280,7 @@ NORMALISERS: dict[Any, Normaliser] = {
         [aten.arange.default, aten.arange.start, aten.arange.start_step], _counted
     ),
     **dict.fromkeys([aten.new_zeros.default, aten.zeros_like.default], partial(_filled, 0)),
+    **dict.fromkeys([aten.empty_like.default, aten.new_empty.default], _emptied),
     **dict.fromkeys([aten.new_ones.default, aten.ones_like.default], partial(_filled, 1)),
     aten.lstm.input: _lstm,
     aten.embedding_bag.padding_idx: _bagged,

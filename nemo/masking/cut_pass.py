@@ -230,8 +230,12 @@ def _batch_statistics(modular: nn.Module) -> Iterator[None]:
     for module in modular.modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             changes.append((module, "track_running_stats", False))
-        elif isinstance(module, _InstanceNorm) and module.training:  # it moves those it has
-            changes += [(module, "running_mean", None), (module, "running_var", None)]
+        elif isinstance(module, _InstanceNorm) and module.track_running_stats:  # copies move
+            changes += [
+                (module, name, buffer.clone())
+                for name in ("running_mean", "running_var")
+                if (buffer := getattr(module, name)) is not None
+            ]
     before = [getattr(module, name) for module, name, _ in changes]
     try:
         for module, name, value in changes:

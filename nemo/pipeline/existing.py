@@ -62,14 +62,26 @@ def load_weights(model: nn.Module, file: Path) -> None:
     if wrong:
         raise ValueError(f"{file}: not the weights of this model: {'; '.join(wrong)}")
     for name, value in sorted(state.items()):
-        dense = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
-        if not dense or (value.is_complex() and not own[name].is_complex()):
-            kind = f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", "")
-            raise ValueError(f"{file}: {name} is {kind}; accepted: dense tensors of real numbers")
-        state[name] = value.to(own[name].dtype)
-        if not state[name].isfinite().all():
-            raise ValueError(f"{file}: {name} is not finite; accepted: finite weights")
+        state[name] = _converted(value, own[name].dtype, f"{file}: {name}")
     model.load_state_dict(own | state)
+
+
+def _converted(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """A tensor of a file in the model's dtype. Raise ValueError where it says something else then:
+    it is not finite before or after, or no integer where the model has one."""
+    dense = value.layout is torch.strided and not (value.is_meta or value.is_quantized)
+    if not dense or (value.is_complex() and not dtype.is_complex):
+        kind = f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", "")
+        raise ValueError(f"{what} is {kind}; accepted: dense tensors of real numbers")
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    converted = value.to(dtype)
+    before, after = value.to(wide), converted.to(wide)
+    if not (before.isfinite().all() and after.isfinite().all()):
+        raise ValueError(f"{what} is not finite; accepted: finite weights")
+    if not (dtype.is_floating_point or dtype.is_complex or torch.equal(before, after)):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{what} does not fit the model's {kind}; accepted: its own values")
+    return converted
 
 
 def _read(file: Path) -> Any:
@@ -92,8 +104,8 @@ def _unwrapped(found: Any, file: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"{file}: holds a {type(found).__name__}; {ACCEPTED}")
     for name, value in found.items():
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
+        if not isinstance(value, Tensor) or value.is_nested:
+            kind = "nested tensor" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{file}: its {name!r} is a {kind}, no tensor; {ACCEPTED}")
     return {str(name): value for name, value in found.items()}
 

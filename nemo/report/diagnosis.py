@@ -46,7 +46,7 @@ def _idle(result: CellResult) -> Iterator[Flag]:
     if share == 0:
         yield Flag(result.cell.name, "the loss on masks never counted", advice)
     elif share < 1:
-        rose = f"the loss on masks rose to {100 * share:.0f} % of its weight"
+        rose = f"the loss on masks rose to {int(100 * share)} % of its weight"
         yield Flag(result.cell.name, rose, "more train.epochs, or a shorter warmup")
     if "cut_loss" in last and not any(row.get("cut_loss") for row in result.history):
         yield Flag(result.cell.name, "the cut pass never ran", advice)

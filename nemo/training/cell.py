@@ -31,7 +31,7 @@ from nemo.trained import ABOUT, WEIGHTS, save_weights
 from nemo.training.checkpoint import Checkpoint, open_checkpoint
 from nemo.training.cut_pass import ScheduledCutPass
 from nemo.training.fit import Plan, Row, fit
-from nemo.training.tasks import Task, guess_loss, make_task
+from nemo.training.tasks import Task, guess_loss, label_loss, make_task
 
 OnEpoch = Callable[[int, Row], None]
 
@@ -78,12 +78,15 @@ def train_cell(
 def check_learned(last: Row, data: Prepared, method: Objective, name: str) -> None:
     """Raise AtChanceError if a model's last epoch is no better on the validation images than
     always saying their most frequent class; or is by no more than luck, two standard errors, and
-    its task loss is none below that of a guess."""
+    its loss is none below that of a guess, in an epoch after the first, whose mean has the
+    beginning in it."""
     labels = data.splits["val"].labels
     accuracy, chance = last["val_accuracy"], guess_accuracy(labels)
     luck = 2 * (chance * (1 - chance) / len(labels)) ** 0.5
-    guessing = last.get("task", 0.0) >= guess_loss(data.splits["train"].labels)
-    if accuracy <= chance or (guessing and accuracy <= chance + luck):
+    guess = guess_loss(data.splits["train"].labels)
+    if accuracy <= chance or (
+        last["epoch"] > 1 and label_loss(last) >= guess and accuracy <= chance + luck
+    ):
         fields = method.params.model_fields if method.modular and method.params else {}
         tries = ["more train.epochs", "another train.lr"]
         if last.get("penalty_share") != 0:  # else the loss on masks is not to blame
@@ -108,7 +111,7 @@ def idle(history: Sequence[Row]) -> list[str]:
         )
     elif share < 1:
         lines.append(
-            f"the loss on masks rose to {100 * share:.0f} % of its weight {where} or a shorter "
+            f"the loss on masks rose to {int(100 * share)} % of its weight {where} or a shorter "
             "warm-up"
         )
     if "cut_loss" in history[-1] and not any(row["cut_loss"] for row in history):

@@ -25,6 +25,7 @@ TaskLoss = Callable[[Any, Tensor, Tensor], Tensor]
 # A network has begun to learn once its task loss is lower than that of a guess by this share of it,
 # or of ten classes' guess where there are more: a fifth less among 200 classes takes long.
 LEFT_CHANCE = 0.2
+LABEL_LOSS = "label_loss"  # beside the task loss of a distillation
 
 
 class Rise:
@@ -60,8 +61,13 @@ def epochs_since_chance(history: Sequence[Mapping[str, float]], guess: float) ->
         guess: the loss of a guess by the classes' frequencies.
     """
     left = guess - LEFT_CHANCE * min(guess, math.log(10))
-    learned = [row.get("cross_entropy", row["task"]) < left for row in history]
+    learned = [label_loss(row) < left for row in history]
     return len(learned) - learned.index(True) if any(learned) else 0
+
+
+def label_loss(row: Mapping[str, float]) -> float:
+    """The cross-entropy with the labels; the task loss of a distillation is another."""
+    return row.get(LABEL_LOSS, row["task"])
 
 
 class Task:
@@ -120,12 +126,10 @@ class Task:
         output = all_gather(model(images), len(labels))
         if self.penalty is None:
             loss = self.task_loss(output, images, labels)
-            return {"loss": loss, "task": loss, "train_accuracy": _accuracy(output, labels)}
+            return {"loss": loss, "task": loss, **self._about(output, images, labels)}
         output, masks = output
         task = self.task_loss(output, images, labels)
         penalty, parts = self.penalty(masks, labels)
-        if isinstance(output, tuple):
-            parts = {**parts, "cross_entropy": cross_entropy(output[0], images, labels).detach()}
         if self.rise is not None:
             penalty = self.rise.share * penalty
             parts = {**parts, "penalty_share": self.rise.share}
@@ -136,8 +140,16 @@ class Task:
             "task": task,
             **parts,
             **_mask_health(masks),
-            "train_accuracy": _accuracy(output, labels),
+            **self._about(output, images, labels),
         }
+
+    @torch.no_grad()
+    def _about(self, output: Any, images: Tensor, labels: Tensor) -> Parts:
+        """What is no part of the loss."""
+        about = {"train_accuracy": _accuracy(output, labels)}
+        if isinstance(self.task_loss, Distillation):
+            about[LABEL_LOSS] = cross_entropy(output[0], images, labels)
+        return about
 
     def rest(self, model: nn.Module, images: Tensor, labels: Tensor) -> Parts:
         """The cut pass of the batch that `recordable` has seen."""

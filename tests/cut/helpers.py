@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -69,5 +70,8 @@ def assert_same(
         assert torch.equal(module(images), actual)
         assert torch.equal(module(images), actual)
         folded = module.optimize_for_inference()(images)
+    trained = copy.deepcopy(module).train()
+    trained(images).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained.parameters())
     assert torch.equal(images, seen)
     assert (folded - expected).abs().max() < 1e-4 * expected.std()

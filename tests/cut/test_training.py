@@ -99,7 +99,7 @@ class Shifted(nn.Module):
         return self.head((shifted + offset.copy_(self.offset)).tanh().mean((2, 3)))
 
 
-def test_what_is_assigned_has_the_gradients_of_the_parent() -> None:
+def test_what_is_assigned_has_the_gradients_of_the_parent(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Shifted()
     module = decompose(model, {"second": torch.ones(8, dtype=torch.bool)})
@@ -109,6 +109,9 @@ def test_what_is_assigned_has_the_gradients_of_the_parent() -> None:
         network(images).square().sum().backward()
         found.append((images.grad, *sorted(p.grad.sum().item() for p in network.parameters())))
     torch.testing.assert_close(found[1], found[0])
+    nemo.save(module.eval(), tmp_path / "m")
+    with torch.no_grad():
+        assert torch.equal(nemo.load(tmp_path / "m")(images), module(images))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,6 +73,9 @@ def project(tmp_path_factory):
     torch.save(turned, root / "turned.pt")  # its classes run from 9 to 0
     torch.save({f"_orig_mod.module.{k}": v for k, v in state.items()}, root / "wrapped.pt")
     torch.save(state | {"13.bias": state["13.bias"] * torch.nan}, root / "endless.pt")
+    counted = "1.num_batches_tracked"
+    torch.save(state | {counted: torch.tensor(torch.nan)}, root / "uncounted.pt")
+    torch.save(state | {counted: torch.tensor(2.7)}, root / "broken.pt")
     torch.save(state | {"13.bias": state["13.bias"].to_sparse()}, root / "sparse.pt")
     torch.save(state | {"13.bias": state["13.bias"] * 1j}, root / "complex.pt")
     (root / "text.pt").write_text("hello\n")
@@ -205,6 +208,8 @@ WIDTH = "trained.pt: not the weights of this model: "
         (["--weights", "whole.pt"], "whole.pt: holds more than tensors, or is damaged; "),
         (["--weights", "turned.pt"], "is the order of its classes 0, 1, 2, 3, 4, ..., and are"),
         (["--weights", "endless.pt"], "endless.pt: 13.bias is not finite; accepted: finite weigh"),
+        (["--weights", "uncounted.pt"], "uncounted.pt: 1.num_batches_tracked is not finite; acce"),
+        (["--weights", "broken.pt"], "1.num_batches_tracked does not fit the model's int64; acc"),
         (["--weights", "sparse.pt"], "sparse.pt: 13.bias is sparse_coo, float32, on cpu; accepted"),
         (["--weights", "complex.pt"], "13.bias is strided, complex64, on cpu; accepted: dense"),
         (["--weights", "text.pt"], "text.pt: cannot be read ("),

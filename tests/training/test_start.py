@@ -121,13 +121,21 @@ def test_parts_of_the_loss_that_never_acted_are_named(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("right", "task", "learned"),
-    [(4, 0.0, False), (5, 1.0, True), (5, 1.099, False), (7, 1.099, False), (8, 1.099, True)],
+    ("right", "losses", "epoch", "learned"),
+    [
+        (4, {"task": 0.0}, 2, False),
+        (5, {"task": 1.0}, 2, True),
+        (5, {"task": 1.099}, 2, False),
+        (5, {"task": 1.099}, 1, True),  # the mean of an epoch that began with random weights
+        (7, {"task": 1.099}, 2, False),
+        (8, {"task": 1.099}, 2, True),
+        (5, {"task": 0.5, "label_loss": 1.099}, 2, False),  # a distillation
+    ],
 )
-def test_better_than_chance_by_luck_alone_is_nothing_learned(right, task, learned):
+def test_better_than_chance_by_luck_alone_is_nothing_learned(right, losses, epoch, learned):
     """Three classes of 4 images each: a guess loses ln 3 = 1.0986 nats, and 4 right ones of 12 are
     chance, give or take 1.63, so that 7 are luck."""
-    last = {"val_accuracy": right / 12, "task": task}
+    last = {"val_accuracy": right / 12, "epoch": epoch, **losses}
     if learned:
         check_learned(last, noise(), OBJECTIVES["nemo"], "cell")
         return

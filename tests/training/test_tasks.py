@@ -128,9 +128,9 @@ def test_a_student_that_guesses_has_not_left_chance_whatever_its_teacher_says(ba
     )
     row = {name: value.item() for name, value in task(Guess(), images, labels).items()}
     assert row["task"] < 0.8 * task.guess
-    assert row["cross_entropy"] == pytest.approx(math.log(4))
+    assert row["label_loss"] == pytest.approx(math.log(4))
     assert epochs_since_chance([row], task.guess) == 0
-    assert epochs_since_chance([{**row, "cross_entropy": 1.0}], task.guess) == 1
+    assert epochs_since_chance([{**row, "label_loss": 1.0}], task.guess) == 1
 
 
 def test_distillation_is_the_stated_sum(batch):
