@@ -375,3 +375,14 @@ def test_the_commands_train_go_on_and_write_the_report(tmp_path: Path, monkeypat
     ran = CliRunner().invoke(detr.main, ["--report", "--out", str(tmp_path), *work])
     assert ran.exit_code == 2
     assert "results of {1, 2} epochs; accepted: one number of them" in ran.output
+
+
+def test_a_tar_writes_nothing_outside_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with tarfile.open(tmp_path / "odd.tar", "w") as archive:
+        archive.add(tmp_path / "a.txt", arcname="../ImageSets/a.txt")
+    with (
+        pytest.raises(click.ClickException, match=r"'\.\./ImageSets/a\.txt' would lie outside"),
+        detection_data.opened(tmp_path / "odd.tar"),
+    ):
+        pass
